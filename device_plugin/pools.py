@@ -1,0 +1,92 @@
+"""Pure: pools of VFs, the names under which Kubernetes and containers know them, and who is in which."""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from device_plugin.selectors import Rules, Selector, parse_selector
+from vf_manager.errors import InvalidInput
+from vf_manager.model import Inventory, Pf, Vf
+
+DEFAULT_PREFIX = "sriov-underlay.io"
+
+# A qualified name: k8s.io/apimachinery/pkg/util/validation IsQualifiedName, IsDNS1123Subdomain.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_PREFIX = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
+_MAX_PREFIX = 253 - len("requests.")  # a quota names the resource `requests.<prefix>/<name>`
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """VFs that are advertised as one resource."""
+
+    name: str
+    select: Selector
+
+
+def parse_pool_name(value: str, key: str = "name") -> str:
+    """The part of an extended resource name after the slash. Raises InvalidInput."""
+    if _NAME.fullmatch(value):
+        return value
+    raise InvalidInput(
+        key, value, "1-63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
+    )
+
+
+def parse_prefix(value: str, key: str = "resourcePrefix") -> str:
+    """The part of an extended resource name before the slash. Raises InvalidInput."""
+    if not _PREFIX.fullmatch(value) or len(value) > _MAX_PREFIX:
+        raise InvalidInput(
+            key, value, f"a DNS name in lower case of at most {_MAX_PREFIX} characters, like {DEFAULT_PREFIX}"
+        )
+    # IsExtendedResourceName in kubernetes/pkg/apis/core/v1/helper
+    if value.endswith("kubernetes.io") or value.startswith("requests."):
+        raise InvalidInput(
+            key, value, "a domain of your own: Kubernetes keeps *kubernetes.io and requests.* for itself"
+        )
+    return value
+
+
+def check_pools(pools: Sequence[Pool], prefix: str, key: str = "pools") -> None:
+    """Everything that can be wrong with pools before any VF is seen. Raises InvalidInput."""
+    parse_prefix(prefix)
+    owner_of_env: dict[str, int] = {}
+    for i, pool in enumerate(pools):
+        parse_pool_name(pool.name, f"{key}[{i}].name")
+        first = owner_of_env.setdefault(env_name(prefix, pool.name), i)
+        if first != i:
+            # The kubelet drops the second of two equal variables, so a pod with both would miss VFs.
+            raise InvalidInput(
+                f"{key}[{i}].name",
+                pool.name,
+                f"a name that differs from {key}[{first}].name ({pools[first].name}) in letters or digits:"
+                f" both become {env_name(prefix, pool.name)} in a container",
+            )
+        parse_selector(pool.select, f"{key}[{i}].select")
+
+
+def assign(pools: Sequence[Pool], inventory: Inventory) -> dict[str, tuple[Vf, ...]]:
+    """The VFs of each pool by its name, ordered by PF address and VF index. The first pool that takes a
+    VF has it alone; a pool that gets none is there with an empty tuple."""
+    rules = [(pool.name, parse_selector(pool.select, f"pools[{i}].select")) for i, pool in enumerate(pools)]
+    taken: dict[str, list[Vf]] = {pool.name: [] for pool in pools}
+    for pf in sorted(inventory.pfs, key=lambda pf: pf.pci):
+        for vf in sorted(pf.vfs, key=lambda vf: vf.index):
+            name = _first_taker(rules, pf, vf)
+            if name is not None:
+                taken[name].append(vf)
+    return {name: tuple(vfs) for name, vfs in taken.items()}
+
+
+def _first_taker(rules: list[tuple[str, Rules]], pf: Pf, vf: Vf) -> str | None:
+    return next((name for name, rule in rules if rule.takes(pf, vf)), None)
+
+
+def resource_name(prefix: str, pool: str) -> str:
+    """`sriov-underlay.io/fast`"""
+    return f"{prefix}/{pool}"
+
+
+def env_name(prefix: str, pool: str) -> str:
+    """`PCIDEVICE_SRIOV_UNDERLAY_IO_FAST`: the established variable, made a legal shell name."""
+    return re.sub(r"[^A-Z0-9_]", "_", f"PCIDEVICE_{prefix}_{pool}".upper())

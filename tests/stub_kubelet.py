@@ -1,0 +1,323 @@
+"""Adapter: a kubelet reduced to what device plugins and readers of pod resources see of it.
+
+It speaks the real protocols over real sockets below a folder of the caller's choice, and keeps the real
+one's habits: it calls a plugin back before it answers Register, takes the end of a ListAndWatch stream
+for the plugin's death, and removes all sockets of its folder when it starts.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
+from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from device_plugin.api import podresources_v1_pb2 as pod_pb
+from device_plugin.api import podresources_v1_pb2_grpc as pod_rpc
+from device_plugin.endpoint import API_VERSION, CHANNEL_OPTIONS, unix_target
+
+DIAL_TIMEOUT_S = 10.0
+
+
+class InsufficientDevices(Exception):
+    """Fewer healthy free devices than a pod asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation:
+    """Devices of one resource that one container holds, and what the plugin said about them."""
+
+    pod_namespace: str
+    pod_name: str
+    container: str
+    resource: str
+    ids: tuple[str, ...]
+    response: pb.ContainerAllocateResponse
+
+    @property
+    def pod(self) -> tuple[str, str]:
+        return self.pod_namespace, self.pod_name
+
+
+class _Plugin:
+    """A registered plugin: a connection to it and a thread that reads its list of devices."""
+
+    def __init__(self, socket: Path, on_devices: Callable[["_Plugin", Iterable[pb.Device]], None]) -> None:
+        self.devices: dict[str, pb.Device] = {}  # guarded by the kubelet's condition
+        self._on_devices = on_devices
+        self._channel = grpc.insecure_channel(unix_target(socket), options=CHANNEL_OPTIONS)
+        self.stub = rpc.DevicePluginStub(self._channel)
+        try:
+            self.options = self.stub.GetDevicePluginOptions(pb.Empty(), timeout=DIAL_TIMEOUT_S)
+        except grpc.RpcError:
+            self._channel.close()
+            raise
+        self._stream = self.stub.ListAndWatch(pb.Empty())
+        self._thread = threading.Thread(target=self._read, name=f"kubelet-{socket.name}", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(grpc.RpcError):
+            for response in self._stream:
+                self._on_devices(self, response.devices)
+        self._on_devices(
+            self, [pb.Device(id=d.id, health="Unhealthy", topology=d.topology) for d in self.devices.values()]
+        )
+
+    def close(self) -> None:
+        self._stream.cancel()
+        self._thread.join()
+        self._channel.close()
+
+
+class _Registration(rpc.RegistrationServicer):
+    def __init__(self, kubelet: "StubKubelet") -> None:
+        self._kubelet = kubelet
+
+    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.Empty:
+        reason = self._kubelet.refusal(request)
+        if reason is not None:
+            context.abort(grpc.StatusCode.UNKNOWN, reason)  # what an error of a Go handler becomes
+        try:
+            self._kubelet.connect(request)
+        except grpc.RpcError as error:
+            context.abort(grpc.StatusCode.UNKNOWN, f"failed to dial device plugin: {error}")
+        return pb.Empty()
+
+
+class _PodResources(pod_rpc.PodResourcesListerServicer):
+    def __init__(self, kubelet: "StubKubelet") -> None:
+        self._kubelet = kubelet
+
+    def List(
+        self, request: pod_pb.ListPodResourcesRequest, context: grpc.ServicerContext
+    ) -> pod_pb.ListPodResourcesResponse:
+        return pod_pb.ListPodResourcesResponse(pod_resources=self._kubelet.pod_resources())
+
+    def GetAllocatableResources(
+        self, request: pod_pb.AllocatableResourcesRequest, context: grpc.ServicerContext
+    ) -> pod_pb.AllocatableResourcesResponse:
+        return pod_pb.AllocatableResourcesResponse(devices=self._kubelet.allocatable())
+
+    def Get(
+        self, request: pod_pb.GetPodResourcesRequest, context: grpc.ServicerContext
+    ) -> pod_pb.GetPodResourcesResponse:
+        wanted = request.pod_namespace, request.pod_name
+        found = [pod for pod in self._kubelet.pod_resources() if (pod.namespace, pod.name) == wanted]
+        if not found:
+            context.abort(grpc.StatusCode.UNKNOWN, f"pod {wanted[1]} in namespace {wanted[0]} not found")
+        return pod_pb.GetPodResourcesResponse(pod_resources=found[0])
+
+
+class StubKubelet:
+    """`kubelet_dir` plays /var/lib/kubelet. Use it as a context manager, or `start` and `stop` it."""
+
+    def __init__(self, kubelet_dir: Path) -> None:
+        self._plugin_dir = kubelet_dir / "device-plugins"
+        self._pod_dir = kubelet_dir / "pod-resources"
+        self._allocating = threading.Lock()  # one at a time, or two pods would be given the same device
+        self._changed = threading.Condition()  # guards all below
+        self._plugins: dict[str, _Plugin] = {}
+        self._allocations: list[Allocation] = []
+        self._refusals: list[str] = []
+        self._registrations: list[str] = []
+        self._running: list[tuple[grpc.Server, ThreadPoolExecutor]] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """As the real one: clears its folder of sockets, then serves."""
+        for folder in (self._plugin_dir, self._pod_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if path.is_socket():
+                    path.unlink()
+        self._serve(
+            self._plugin_dir, lambda s: rpc.add_RegistrationServicer_to_server(_Registration(self), s)
+        )
+        self._serve(
+            self._pod_dir, lambda s: pod_rpc.add_PodResourcesListerServicer_to_server(_PodResources(self), s)
+        )
+
+    def stop(self) -> None:
+        """Lets go of all plugins. Allocations stay: the real one has them in its checkpoint."""
+        for server, executor in self._running:
+            server.stop(grace=None).wait()
+            executor.shutdown()
+        self._running.clear()
+        with self._changed:
+            plugins = list(self._plugins.values())
+            self._plugins.clear()
+        for plugin in plugins:
+            plugin.close()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _serve(self, folder: Path, add: Callable[[grpc.Server], None]) -> None:
+        executor = ThreadPoolExecutor(8, thread_name_prefix=f"kubelet-{folder.name}")
+        server = grpc.server(executor)
+        add(server)
+        server.add_insecure_port(unix_target(folder / "kubelet.sock"))
+        server.start()
+        self._running.append((server, executor))
+
+    # -- registration ----------------------------------------------------------------------------------
+
+    def refuse_next(self, count: int = 1, reason: str = "refused by the test") -> None:
+        """The next registrations fail."""
+        with self._changed:
+            self._refusals.extend([reason] * count)
+
+    def registrations(self) -> list[str]:
+        """The resource of each registration taken so far, in order."""
+        with self._changed:
+            return list(self._registrations)
+
+    def refusal(self, request: pb.RegisterRequest) -> str | None:
+        with self._changed:
+            if self._refusals:
+                return self._refusals.pop(0)
+        if request.version != API_VERSION:
+            return f"requested API version {request.version!r} is not supported"
+        if "/" not in request.resource_name or "/" in request.endpoint:
+            return f"bad resource name {request.resource_name!r} or endpoint {request.endpoint!r}"
+        return None
+
+    def connect(self, request: pb.RegisterRequest) -> None:
+        plugin = _Plugin(self._plugin_dir / request.endpoint, self._take_devices)
+        with self._changed:
+            old = self._plugins.get(request.resource_name)
+            self._plugins[request.resource_name] = plugin
+            self._registrations.append(request.resource_name)
+            self._changed.notify_all()
+        if old is not None:
+            old.close()
+
+    def drop(self, resource: str) -> None:
+        """Ends the stream of a resource, as after an error in it. The real one does not open it again."""
+        with self._changed:
+            plugin = self._plugins[resource]
+        plugin.close()
+
+    def _take_devices(self, plugin: _Plugin, devices: Iterable[pb.Device]) -> None:
+        with self._changed:
+            plugin.devices = {device.id: device for device in devices}
+            self._changed.notify_all()
+
+    # -- devices ---------------------------------------------------------------------------------------
+
+    def devices(self, resource: str) -> dict[str, pb.Device]:
+        """All devices of a resource by id. KeyError if it is not registered."""
+        with self._changed:
+            return dict(self._plugins[resource].devices)
+
+    def wait_for(self, what: str, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Raises TimeoutError that says `what` did not happen."""
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout_s):
+                raise TimeoutError(f"no {what} after {timeout_s} s; the resources are {self._summary()}")
+
+    def wait_devices(self, resource: str, count: int, timeout_s: float = 10.0) -> dict[str, pb.Device]:
+        """Waits until a resource is registered and has `count` healthy devices; returns them by id."""
+        self.wait_for(
+            f"{count} healthy devices of {resource}",
+            lambda: resource in self._plugins and len(self._healthy(resource)) == count,
+            timeout_s,
+        )
+        with self._changed:
+            return self._healthy(resource)
+
+    def _healthy(self, resource: str) -> dict[str, pb.Device]:
+        plugin = self._plugins.get(resource)
+        return {i: d for i, d in plugin.devices.items() if d.health == "Healthy"} if plugin else {}
+
+    def _summary(self) -> dict[str, int]:
+        return {resource: len(self._healthy(resource)) for resource in self._plugins}
+
+    # -- allocation ------------------------------------------------------------------------------------
+
+    def allocate(
+        self, pod_namespace: str, pod_name: str, resource: str, count: int = 1, container: str = "main"
+    ) -> Allocation:
+        """Gives free devices to a container, lowest ids first. Raises InsufficientDevices, grpc.RpcError."""
+        with self._allocating:
+            allocation = self._allocate((pod_namespace, pod_name), container, resource, count)
+            with self._changed:
+                self._allocations.append(allocation)
+        return allocation
+
+    def _allocate(self, pod: tuple[str, str], container: str, resource: str, count: int) -> Allocation:
+        with self._changed:
+            taken = {i for one in self._allocations if one.resource == resource for i in one.ids}
+            free = sorted(set(self._healthy(resource)) - taken)
+            if len(free) < count:
+                raise InsufficientDevices(f"{count} of {resource} asked for, {len(free)} free")
+            plugin = self._plugins[resource]
+        ids = tuple(free[:count])
+        request = pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(device_ids=ids)])
+        response = plugin.stub.Allocate(request, timeout=DIAL_TIMEOUT_S).container_responses[0]
+        return Allocation(*pod, container, resource, ids, response)
+
+    def free(self, pod_namespace: str, pod_name: str) -> None:
+        """The pod is gone: its devices are free again."""
+        with self._changed:
+            self._allocations = [a for a in self._allocations if a.pod != (pod_namespace, pod_name)]
+
+    # -- pod resources ---------------------------------------------------------------------------------
+
+    def pod_resources(self) -> list[pod_pb.PodResources]:
+        """Pods that hold devices, in the order of their first allocation."""
+        pods: dict[tuple[str, str], dict[str, list[pod_pb.ContainerDevices]]] = {}
+        with self._changed:
+            for a in self._allocations:
+                containers = pods.setdefault(a.pod, {})
+                containers.setdefault(a.container, []).extend(self._by_numa_node(a.resource, a.ids))
+        return [
+            pod_pb.PodResources(
+                namespace=namespace,
+                name=name,
+                containers=[pod_pb.ContainerResources(name=c, devices=d) for c, d in containers.items()],
+            )
+            for (namespace, name), containers in pods.items()
+        ]
+
+    def allocatable(self) -> list[pod_pb.ContainerDevices]:
+        with self._changed:
+            entries = [self._by_numa_node(name, self._healthy(name)) for name in self._plugins]
+        return [entry for one in entries for entry in one]
+
+    def _by_numa_node(self, resource: str, ids: Iterable[str]) -> list[pod_pb.ContainerDevices]:
+        """One entry for each NUMA node, which is how the real one splits the devices of a container."""
+        plugin = self._plugins.get(resource)
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for device_id in ids:
+            device = plugin.devices.get(device_id) if plugin else None
+            nodes = tuple(node.id for node in device.topology.nodes) if device else ()
+            groups.setdefault(nodes, []).append(device_id)
+        return [
+            pod_pb.ContainerDevices(
+                resource_name=resource,
+                device_ids=members,
+                topology=pod_pb.TopologyInfo(nodes=[pod_pb.NumaNode(id=node) for node in nodes])
+                if nodes
+                else None,
+            )
+            for nodes, members in groups.items()
+        ]
