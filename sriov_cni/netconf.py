@@ -1,0 +1,284 @@
+"""Pure: one CNI call (environment and stdin) as a typed, validated value.
+
+Every valid config of sriov-cni has the same meaning here. Where that plugin guesses in silence (unknown
+keys, `spoofchk: "yes"`, a key in the wrong case, min above max) the call is refused with key and value.
+
+Decisions:
+- DEL and GC read only what identifies the call. Options are not validated: the record made by ADD says
+  what to undo, and a config that became invalid must not keep a VF or an address from coming back.
+- `runtimeConfig.deviceID`, `deviceID` and `pciBusID` must name the same device when several are given.
+  sriov-cni reads only the second and host-device prefers the first: with two answers neither is safe.
+- Unknown keys inside `runtimeConfig` and `args` are ignored: the runtime fills the first from the config's
+  `capabilities`, which a chain shares, and the spec says so of the second.
+- Of duplicate JSON keys the last one wins, as in the Go decoder of the runtimes that compose the config.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sriov_cni.environment import NAME, Command, Environment, Pod, parse_environment
+from sriov_cni.fields import Fields, as_fields
+from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam, salvage_ipam
+from sriov_cni.spec import NEWEST_VERSION, SUPPORTED_VERSIONS, Dns, IncompatibleVersion, Undecodable
+from vf_manager.errors import InvalidInput
+from vf_manager.model import (
+    IfName,
+    LinkState,
+    Mac,
+    PciAddress,
+    VfChange,
+    VlanProto,
+    parse_mac,
+    parse_pci_address,
+)
+
+_SPEC_KEYS = frozenset(
+    {
+        *("cniVersion", "name", "type", "ipam", "dns", "ipMasq", "args"),
+        *("capabilities", "runtimeConfig", "prevResult"),
+    }
+)
+_OUR_KEYS = frozenset(
+    {
+        *("deviceID", "pciBusID", "vlan", "vlanQoS", "vlanProto", "mac", "mtu", "spoofchk", "trust"),
+        *("link_state", "min_tx_rate", "max_tx_rate", "logLevel", "logFile"),
+    }
+)
+_SINCE = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
+_MOST_LEVELS = 64
+_SHALLOW = f"a JSON object of fewer than {_MOST_LEVELS} levels"
+_LOG_LEVELS = ("panic", "error", "warning", "info", "debug")
+
+
+class NetConf(msgspec.Struct, frozen=True, kw_only=True):
+    """A network config. `None` = not asked for.
+
+    `change.mac` equals `mac`. Of the two rates only the one asked for is set; the kernel attribute carries
+    both, so whoever applies the change fills in the VF's present value for the other.
+    """
+
+    cni_version: str
+    name: str
+    type: str = ""
+    device_id: PciAddress | None = None
+    change: VfChange = VfChange()
+    mac: Mac | None = None
+    mtu: int | None = None
+    ipam: IpamConf | None = None
+    dns: Dns = Dns()
+    log_level: str | None = None
+    log_file: str | None = None
+
+
+class CniCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`container_id` is "" and `ifname` None for GC and STATUS."""
+
+    env: Environment
+    conf: NetConf
+
+    @property
+    def command(self) -> Command:
+        return self.env.command
+
+    @property
+    def container_id(self) -> str:
+        return self.env.container_id
+
+    @property
+    def ifname(self) -> IfName | None:
+        return self.env.ifname
+
+    @property
+    def netns(self) -> str:
+        return self.env.netns
+
+    @property
+    def args(self) -> dict[str, str]:
+        return self.env.args
+
+    @property
+    def pod(self) -> Pod | None:
+        return self.env.pod
+
+
+def parse_call(env: Mapping[str, str], stdin: bytes) -> CniCall:
+    """Raises InvalidInput or one of its kinds in `sriov_cni.spec`, each with its own CNI code."""
+    environment = parse_environment(env)
+    top = Fields(decode_object(stdin))
+    version = _parse_version(top, environment.command)
+    if environment.command.cleans:
+        return CniCall(env=environment, conf=_parse_identity(top, version))
+    return CniCall(env=environment, conf=_parse_conf(top, version, environment.args))
+
+
+def version_of(stdin: bytes) -> str:
+    """The version to word an error in: the config's own if it is served, else the newest."""
+    try:
+        version = decode_object(stdin).get("cniVersion")
+    except Undecodable:
+        return NEWEST_VERSION
+    return version if version in SUPPORTED_VERSIONS else NEWEST_VERSION
+
+
+def decode_object(stdin: bytes) -> dict[str, Any]:
+    """The JSON object on stdin. Raises Undecodable, for nesting beyond anything sane as well: whoever
+    prints or walks the value later must not run out of stack."""
+    try:
+        value = msgspec.json.decode(stdin)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Undecodable("stdin", stdin[:80], f"a JSON object ({error})") from error
+    except RecursionError:
+        raise Undecodable("stdin", stdin[:80], _SHALLOW) from None
+    if not isinstance(value, dict):
+        raise Undecodable("stdin", stdin[:80], "a JSON object")
+    if _is_deep(value):
+        raise Undecodable("stdin", stdin[:80], _SHALLOW)
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        if not containers:
+            return False
+        level = [
+            child for item in containers for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return True
+
+
+def _parse_version(top: Fields, command: Command) -> str:
+    version = top.string("cniVersion") or "0.1.0"  # absent means 0.1.0: the key is younger than the spec
+    if version not in SUPPORTED_VERSIONS:
+        raise IncompatibleVersion("cniVersion", version, f"one of {', '.join(SUPPORTED_VERSIONS)}")
+    since = _SINCE.get(command, SUPPORTED_VERSIONS[0])
+    if SUPPORTED_VERSIONS.index(version) < SUPPORTED_VERSIONS.index(since):
+        raise IncompatibleVersion("cniVersion", version, f"{since} or newer ({command} came with it)")
+    return version
+
+
+def _parse_identity(top: Fields, version: str) -> NetConf:
+    return NetConf(cni_version=version, name=_parse_name(top), ipam=salvage_ipam(top.values.get("ipam")))
+
+
+def _parse_name(top: Fields) -> str:
+    name = top.required_string("name")
+    if not NAME.fullmatch(name):
+        expected = "letters, digits, '_', '.' and '-', a letter or digit first"
+        raise InvalidInput("name", name, expected)
+    return name
+
+
+def _parse_conf(top: Fields, version: str, args: Mapping[str, str]) -> NetConf:
+    top.refuse_unknown(_SPEC_KEYS | _OUR_KEYS, tolerated_prefix="cni.dev/")
+    for key in ("prevResult", "capabilities"):
+        top.child(key)
+    top.boolean("ipMasq")
+    runtime = top.child("runtimeConfig") or Fields({}, "runtimeConfig")
+    cni_args = _cni_args(top)
+    mac = _parse_mac(top, runtime, cni_args, args)
+    name = _parse_name(top)
+    request = IpRequest(runtime=runtime, cni_args=cni_args, env_args=args)
+    dns = top.child("dns")
+    return NetConf(
+        cni_version=version,
+        name=name,
+        type=top.required_string("type"),
+        device_id=_parse_device_id(top, runtime),
+        change=_parse_change(top, mac),
+        mac=mac,
+        mtu=top.integer("mtu", 68, 65535),  # 68: the least that IPv4 works with (RFC 791)
+        ipam=parse_ipam(top.child("ipam"), request),
+        dns=parse_dns(dns) if dns else Dns(),
+        log_level=_parse_choice(top, "logLevel", _LOG_LEVELS),
+        log_file=top.string("logFile"),
+    )
+
+
+def _cni_args(top: Fields) -> Fields:
+    """`args.cni`; the rest of `args` belongs to others."""
+    args = top.child("args")
+    found = args.child("cni") if args else None
+    return found or as_fields({}, "args.cni")
+
+
+def _parse_device_id(top: Fields, runtime: Fields) -> PciAddress | None:
+    found: dict[str, PciAddress] = {}
+    for fields, key in ((runtime, "deviceID"), (top, "deviceID"), (top, "pciBusID")):
+        value = fields.string(key)
+        if value is not None:
+            found[fields.path_of(key)] = parse_pci_address(value, fields.path_of(key))
+    if len(set(found.values())) > 1:
+        (first, wanted), (second, other) = next(
+            (a, b) for a in found.items() for b in found.items() if a[1] != b[1]
+        )
+        raise InvalidInput(second, other, f"the same device as {first} ({wanted})")
+    return next(iter(found.values()), None)
+
+
+def _parse_mac(top: Fields, runtime: Fields, cni_args: Fields, args: Mapping[str, str]) -> Mac | None:
+    """runtimeConfig, then args.cni, then CNI_ARGS, then the config. All that are given must be valid."""
+    given = (
+        (runtime.string("mac"), "runtimeConfig.mac"),
+        (cni_args.string("mac"), "args.cni.mac"),
+        (args.get("MAC") or None, "CNI_ARGS MAC"),
+        (top.string("mac"), "mac"),
+    )
+    macs = [parse_mac(value, key) for value, key in given if value is not None]
+    return macs[0] if macs else None
+
+
+def _parse_change(top: Fields, mac: Mac | None) -> VfChange:
+    vlan, qos, proto = _parse_vlan(top)
+    min_rate, max_rate = _parse_rates(top)
+    link_state = _parse_choice(top, "link_state", tuple(LinkState))
+    return VfChange(
+        mac=mac,
+        vlan=vlan,
+        qos=qos,
+        proto=proto,
+        spoofchk=top.switch("spoofchk"),
+        trust=top.switch("trust"),
+        min_tx_rate=min_rate,
+        max_tx_rate=max_rate,
+        link_state=LinkState(link_state) if link_state else None,
+    )
+
+
+def _parse_vlan(top: Fields) -> tuple[int | None, int | None, VlanProto | None]:
+    """All three or none: they are one kernel attribute. VLAN 0 actively programs "no VLAN"."""
+    vlan = top.integer("vlan", 0, 4094)
+    qos = top.integer("vlanQoS", 0, 7)
+    proto = _parse_choice(top, "vlanProto", tuple(VlanProto), fold=True)
+    if vlan is None:
+        for key, value in (("vlanQoS", qos), ("vlanProto", proto)):
+            if value is not None:
+                raise InvalidInput(key, value, "the key vlan beside it")
+        return None, None, None
+    if vlan == 0 and qos:
+        raise InvalidInput("vlanQoS", qos, "0 when vlan is 0: an untagged frame has no priority")
+    if vlan == 0 and proto == VlanProto.DOT1AD:
+        raise InvalidInput("vlanProto", proto, "802.1q when vlan is 0: there is no outer tag")
+    return vlan, qos or 0, VlanProto(proto or VlanProto.DOT1Q)
+
+
+def _parse_rates(top: Fields) -> tuple[int | None, int | None]:
+    """Mbit/s. A maximum of 0 means no limit."""
+    low = top.integer("min_tx_rate", 0, 2**32 - 1)
+    high = top.integer("max_tx_rate", 0, 2**32 - 1)
+    if low is not None and high and low > high:
+        raise InvalidInput(
+            "min_tx_rate", low, f"at most max_tx_rate ({high}), or a max_tx_rate of 0 (no limit)"
+        )
+    return low, high
+
+
+def _parse_choice(top: Fields, key: str, choices: tuple[str, ...], *, fold: bool = False) -> str | None:
+    value = top.string(key)
+    found = value.lower() if value and fold else value
+    if found is None or found in choices:
+        return found
+    raise InvalidInput(key, value, f"one of {', '.join(choices)}")
