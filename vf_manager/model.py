@@ -75,7 +75,7 @@ class VfChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def is_empty(self) -> bool:
         return self == VfChange()
 
-    def items(self) -> list[tuple[str, object]]:
+    def items(self) -> list[tuple[str, Any]]:
         """The attributes that are asked for, in the order of the struct."""
         return [
             (name, value) for name in self.__struct_fields__ if (value := getattr(self, name)) is not None

@@ -1,0 +1,156 @@
+"""Pure: what the rooms may ask of the kernel, and the values of the answers.
+
+`LinuxKernel` (kernel/linux.py) asks the running kernel. The tests' in-memory kernel answers the same
+questions and passes the same contract tests (tests/kernel_contract.py).
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import msgspec
+
+from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
+
+
+class NetnsId(msgspec.Struct, frozen=True):
+    """(device, inode) of the nsfs file: tells one network namespace from all others (man 7 namespaces)."""
+
+    dev: int
+    ino: int
+
+
+class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """What sysfs says of one PCI function. `virtfns`: PCI addresses of its VFs by index."""
+
+    pci: PciAddress
+    vendor: str
+    device: str
+    driver: str | None = None
+    numa_node: int | None = None
+    iommu_group: int | None = None
+    netdev_names: tuple[str, ...] = ()
+    physfn: PciAddress | None = None
+    total_vfs: int = 0
+    num_vfs: int = 0
+    autoprobe: bool = True
+    virtfns: tuple[tuple[int, PciAddress], ...] = ()
+
+
+class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One link with what ties it to its device. `vfs`: by VF index, empty unless asked for."""
+
+    netdev: Netdev
+    parent: str | None = None  # IFLA_PARENT_DEV_NAME: the PCI address, since Linux 5.14
+    phys_port_name: str | None = None
+    vfs: dict[int, VfAttributes] = {}
+
+
+class LinkChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What to change on one link, in one message. `None` = leave as it is."""
+
+    name: IfName | None = None
+    mac: Mac | None = None
+    mtu: int | None = None
+    up: bool | None = None
+
+    def describe(self) -> str:
+        """`mtu 9000, up True`."""
+        pairs = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return ", ".join(f"{k} {v}" for k, v in pairs if v is not None)
+
+
+class RouteSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One route. `dst`: CIDR. `gateway` None = on link. Numbers as in rtnetlink; None = kernel default."""
+
+    dst: str
+    gateway: str | None = None
+    mtu: int | None = None
+    advmss: int | None = None
+    priority: int | None = None
+    table: int | None = None
+    scope: int | None = None
+
+
+class NetnsHandle(Protocol):
+    """An open network namespace."""
+
+    @property
+    def id(self) -> NetnsId: ...
+    def close(self) -> None: ...
+
+
+class Links(Protocol):
+    """Links, VFs, addresses and routes of one network namespace. Every method raises KernelError when the
+    kernel refuses. To be used by the thread that opened it."""
+
+    def dump(self) -> list[LinkInfo]:
+        """Every link, without VF data."""
+
+    def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
+        """One link by index or by its name (altnames do not count); None if there is none."""
+
+    def name_taken(self, name: str) -> bool:
+        """Whether a link has this name or altname."""
+
+    def set_link(self, ifindex: int, change: LinkChange) -> None: ...
+
+    def move(self, ifindex: int, target: NetnsHandle, name: IfName) -> None:
+        """Move a link to another namespace and rename it there, in one message.
+
+        EEXIST if `name` is taken in the target: the link may then be there already, under its old name.
+        """
+
+    def add_altnames(self, ifindex: int, names: Sequence[str]) -> None:
+        """A name that the link has already is no error."""
+
+    def remove_altnames(self, ifindex: int, names: Sequence[str]) -> None:
+        """A name that is not there is no error."""
+
+    def set_vf(self, pf_ifindex: int, index: int, change: VfChange) -> None:
+        """Program a VF through its PF. On an error some of the attributes may have been taken."""
+
+    def add_address(self, ifindex: int, address: str) -> None:
+        """`address`: CIDR."""
+
+    def addresses(self, ifindex: int) -> list[str]:
+        """CIDRs, link-local ones included."""
+
+    def add_route(self, ifindex: int, route: RouteSpec) -> None: ...
+
+
+class Kernel(Protocol):
+    """The kernel of the node. Methods raise KernelError when the kernel refuses."""
+
+    def pf_addresses(self) -> list[PciAddress]:
+        """Every PCI function that has the SR-IOV capability, in address order."""
+
+    def read_function(self, pci: str) -> PciFunction | None:
+        """None if there is no such device."""
+
+    def set_num_vfs(self, pf: PciAddress, count: int) -> None: ...
+    def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None: ...
+
+    def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
+        """Bind a function to this driver, or to its default driver with None."""
+
+    def eswitch_modes(self) -> dict[PciAddress, str]:
+        """`legacy` or `switchdev` of each PCI function whose driver has devlink and an eswitch."""
+
+    def netns(self, fd: int) -> NetnsHandle:
+        """Duplicates the descriptor. InvalidInput if it is not a network namespace."""
+
+    def netns_at(self, path: str) -> NetnsHandle | None:
+        """The namespace that a path names, or None if it names none (any more)."""
+
+    def host_netns(self) -> NetnsHandle: ...
+
+    def links(self, netns: NetnsHandle | None = None) -> AbstractContextManager[Links]:
+        """Of the given namespace, or of the host's."""
+
+    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
+        """E.g. `net/ipv4/conf/eth0/arp_notify`. A sysctl that this kernel does not have is left alone."""
+
+    def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
+        """Tell the wire who has these addresses (CIDRs) now: gratuitous ARP, unsolicited neighbour
+        advertisement (RFC 5227, RFC 4861 7.2.6)."""

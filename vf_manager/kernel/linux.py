@@ -1,0 +1,66 @@
+"""Adapter: the running kernel, as `vf_manager.kernel.api.Kernel`."""
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from vf_manager.errors import InvalidInput, KernelError
+from vf_manager.kernel.announce import send_announcements
+from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
+from vf_manager.kernel.devlink import read_eswitch_modes
+from vf_manager.kernel.netns import Netns, own, write_sysctl
+from vf_manager.kernel.rtnl import Rtnl
+from vf_manager.kernel.sysfs import Sysfs
+from vf_manager.model import Netdev, PciAddress
+
+
+class LinuxKernel:
+    """See `Kernel` for what each method does."""
+
+    def __init__(self, sysfs: Sysfs | None = None) -> None:
+        self._sysfs = sysfs or Sysfs()
+
+    def pf_addresses(self) -> list[PciAddress]:
+        return self._sysfs.pf_addresses()
+
+    def read_function(self, pci: str) -> PciFunction | None:
+        return self._sysfs.read(pci)
+
+    def set_num_vfs(self, pf: PciAddress, count: int) -> None:
+        self._sysfs.set_num_vfs(pf, count)
+
+    def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None:
+        self._sysfs.set_autoprobe(pf, enabled)
+
+    def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
+        self._sysfs.bind_driver(pci, driver)
+
+    def eswitch_modes(self) -> dict[PciAddress, str]:
+        return read_eswitch_modes()
+
+    def netns(self, fd: int) -> NetnsHandle:
+        return Netns(fd)
+
+    def netns_at(self, path: str) -> NetnsHandle | None:
+        try:
+            return Netns.open(Path(path))
+        except (OSError, InvalidInput):
+            return None
+
+    def host_netns(self) -> NetnsHandle:
+        return Netns.open(Path("/proc/thread-self/ns/net"))
+
+    def links(self, netns: NetnsHandle | None = None) -> AbstractContextManager[Links]:
+        return Rtnl(own(netns) if netns else None)
+
+    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
+        own(netns).run(lambda: write_sysctl(name, value))
+
+    def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
+        try:
+            own(netns).run(lambda: send_announcements(netdev, addresses))
+        except OSError as e:
+            raise KernelError(
+                f"announce addresses on {netdev.name}", e.errno or 0, os.strerror(e.errno or 0)
+            ) from e

@@ -1,0 +1,145 @@
+"""Adapter: PCI functions and their SR-IOV controls in sysfs.
+
+Sources: Documentation/ABI/testing/sysfs-bus-pci (sriov_totalvfs, sriov_numvfs, sriov_drivers_autoprobe,
+driver_override), drivers/pci/iov.c (virtfnN and physfn links).
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vf_manager.errors import KernelError
+from vf_manager.kernel.api import PciFunction
+from vf_manager.model import PciAddress
+
+
+class Sysfs:
+    """PCI functions under one sysfs mount. Reads never raise for a function that is going away: they
+    answer None; writes raise KernelError with the errno of the write."""
+
+    def __init__(self, root: Path = Path("/sys")) -> None:
+        self._devices = root / "bus/pci/devices"
+        self._probe = root / "bus/pci/drivers_probe"
+        self._net = root / "class/net"
+
+    def pf_addresses(self) -> list[PciAddress]:
+        """Every function that has the SR-IOV capability, in address order."""
+        if not self._devices.is_dir():
+            return []
+        with os.scandir(self._devices) as entries:
+            names = [entry.name for entry in entries]
+        return sorted(PciAddress(n) for n in names if self._number(n, "sriov_totalvfs"))
+
+    def read(self, pci: str) -> PciFunction | None:
+        """One function, or None if there is no such device."""
+        vendor = self._text(pci, "vendor")
+        if vendor is None:
+            return None
+        numa = self._number(pci, "numa_node")
+        group = self._link(pci, "iommu_group")
+        physfn = self._link(pci, "physfn")
+        return PciFunction(
+            pci=PciAddress(pci),
+            vendor=vendor.removeprefix("0x"),
+            device=(self._text(pci, "device") or "").removeprefix("0x"),
+            driver=self._link(pci, "driver"),
+            numa_node=numa if numa is not None and numa >= 0 else None,
+            iommu_group=int(group) if group and group.isdigit() else None,
+            netdev_names=tuple(self._names(pci, "net")),
+            physfn=PciAddress(physfn) if physfn else None,
+            total_vfs=self._number(pci, "sriov_totalvfs") or 0,
+            num_vfs=self._number(pci, "sriov_numvfs") or 0,
+            autoprobe=self._number(pci, "sriov_drivers_autoprobe") != 0,
+            virtfns=self._virtfns(pci),
+        )
+
+    def ifindex(self, name: str) -> int | None:
+        text = _read(self._net / name / "ifindex")
+        return int(text) if text else None
+
+    def set_num_vfs(self, pf: PciAddress, count: int) -> None:
+        """Write sriov_numvfs. EBUSY when VFs exist and count is not 0 (drivers/pci/pci-sysfs.c)."""
+        self._write(pf, "sriov_numvfs", str(count))
+
+    def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None:
+        self._write(pf, "sriov_drivers_autoprobe", "1" if enabled else "0")
+
+    def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
+        """Bind one function to `driver` alone (driver_override), or to its default driver with None.
+
+        A function without a matching driver stays unbound: ENODEV.
+        """
+        wanted = driver or ""
+        current = self._link(pci, "driver")
+        if driver is not None and current == driver:
+            return
+        self._write(pci, "driver_override", wanted or "\n")
+        if current is not None:
+            self._write_path(self._devices / pci / "driver/unbind", pci, f"unbind {pci} from {current}")
+        self._write_path(self._probe, pci, f"probe a driver for {pci}")
+        bound = self._link(pci, "driver")
+        if bound is None or (driver is not None and bound != driver):
+            raise KernelError(
+                f"bind {pci} to {driver or 'its default driver'}",
+                errno.ENODEV,
+                f"is the module loaded? the function is now bound to {bound or 'no driver'}",
+            )
+
+    def _virtfns(self, pci: str) -> tuple[tuple[int, PciAddress], ...]:
+        found = []
+        for index in range(self._number(pci, "sriov_numvfs") or 0):
+            target = self._link(pci, f"virtfn{index}")
+            if target:
+                found.append((index, PciAddress(target)))
+        return tuple(found)
+
+    def _text(self, pci: str, name: str) -> str | None:
+        return _read(self._devices / pci / name)
+
+    def _number(self, pci: str, name: str) -> int | None:
+        text = self._text(pci, name)
+        try:
+            return int(text) if text else None
+        except ValueError:
+            return None
+
+    def _link(self, pci: str, name: str) -> str | None:
+        try:
+            return Path(os.readlink(self._devices / pci / name)).name
+        except OSError:
+            return None
+
+    def _names(self, pci: str, name: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._devices / pci / name))
+        except OSError:
+            return []
+
+    def _write(self, pci: str, name: str, value: str) -> None:
+        self._write_path(self._devices / pci / name, value, f"write {value.strip()!r} to {name} of {pci}")
+
+    def _write_path(self, path: Path, value: str, operation: str) -> None:
+        with _sysfs_errors(operation):
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+
+
+def _read(path: Path) -> str | None:
+    """A sysfs attribute without its newline; None where it is absent, unreadable or its device is going."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+@contextmanager
+def _sysfs_errors(operation: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise KernelError(operation, e.errno or errno.EIO) from e

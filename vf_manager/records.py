@@ -1,0 +1,73 @@
+"""Adapter: typed records on disk, one JSON file each, complete or absent.
+
+Written to a temporary file, synced, renamed over the old one, and the directory synced: whoever reads after
+a crash finds the old record or the new one, never a part of one.
+"""
+
+import os
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from vf_manager.errors import CorruptRecord
+
+T = TypeVar("T", bound=msgspec.Struct)
+_SUFFIX = ".json"
+
+
+class RecordStore(Generic[T]):
+    """Records of one type in one directory (made with mode 0700), by key. Keys must be valid file names."""
+
+    def __init__(self, directory: Path, kind: type[T]) -> None:
+        self._directory = directory
+        self._decoder = msgspec.json.Decoder(kind)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left_over in directory.glob(".*.tmp"):
+            left_over.unlink(missing_ok=True)
+
+    def write(self, key: str, record: T) -> None:
+        temporary = self._directory / f".{key}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._path(key))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._sync()
+
+    def read(self, key: str) -> T | None:
+        """None if there is no such record. Raises CorruptRecord."""
+        path = self._path(key)
+        try:
+            return self._decoder.decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise CorruptRecord(
+                f"record {path} cannot be read: {e}; move it away once its VF is in order"
+            ) from e
+
+    def remove(self, key: str) -> None:
+        """A record that is not there is no error."""
+        self._path(key).unlink(missing_ok=True)
+        self._sync()
+
+    def list_keys(self) -> list[str]:
+        return sorted(p.name.removesuffix(_SUFFIX) for p in self._directory.glob(f"[!.]*{_SUFFIX}"))
+
+    def _path(self, key: str) -> Path:
+        if not key or "/" in key or key.startswith(".") or "\0" in key:
+            raise ValueError(f"not a record key: {key!r}")
+        return self._directory / f"{key}{_SUFFIX}"
+
+    def _sync(self) -> None:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
