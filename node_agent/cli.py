@@ -1,0 +1,162 @@
+"""Orchestrator: the `sriovctl` command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from node_agent.agent import ATTACHMENTS, RUN_DIR
+from sriov_cni.attachment import Attachment
+from vf_manager.discovery import read_pfs
+from vf_manager.errors import SriovError
+from vf_manager.kernel.linux import LinuxKernel
+from vf_manager.model import PciAddress, Pf, Vf
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Looks at the SR-IOV devices of this node."
+)
+
+
+@app.callback()
+def _main() -> None:
+    """Without a second command typer would make `vfs` the only one and take its name away."""
+
+
+@app.command()
+def vfs(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, with every field.")] = False,
+    run_dir: Annotated[Path, typer.Option(help="Where the agent keeps its records.")] = RUN_DIR,
+) -> None:
+    """Show the PFs and VFs of this node as the kernel has them now. Needs no agent."""
+    try:
+        pfs = read_pfs(LinuxKernel())
+        owners = _owners(run_dir / ATTACHMENTS)
+    except (SriovError, OSError) as e:
+        typer.echo(f"sriovctl: {e}", err=True)
+        raise typer.Exit(1) from e
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(_document(pfs, owners)), indent=2).decode())
+        return
+    console = Console()
+    if not pfs:
+        console.print("This node has no SR-IOV capable NIC: no PCI device here has sriov_totalvfs.")
+        return
+    console.print(_table(pfs, owners))
+
+
+def _owners(directory: Path) -> dict[PciAddress, Attachment]:
+    """Read without taking part: no folder is made, a record that goes away meanwhile is no error."""
+    found = {}
+    for path in sorted(directory.glob("[!.]*.json")):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=Attachment)
+        except FileNotFoundError:
+            continue
+        except msgspec.DecodeError as e:
+            typer.echo(f"sriovctl: record {path} cannot be read: {e}", err=True)
+            continue
+        found[record.port.pci] = record
+    return found
+
+
+def _document(pfs: tuple[Pf, ...], owners: dict[PciAddress, Attachment]) -> dict[str, object]:
+    attached = [
+        {"vf": pci, "state": a.state, "container": a.container_id, "ifname": a.ifname, "pod": a.pod}
+        for pci, a in owners.items()
+    ]
+    return {"pfs": pfs, "attachments": attached}
+
+
+def _table(pfs: tuple[Pf, ...], owners: dict[PciAddress, Attachment]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (
+        "device",
+        "pci",
+        "driver",
+        "name",
+        "mac",
+        "mtu",
+        "link",
+        "vlan",
+        "flags",
+        "numa",
+        "used by",
+    ):
+        table.add_column(title, no_wrap=True)
+    for pf in pfs:
+        table.add_row(*_pf_row(pf), style="bold")
+        for vf in pf.vfs:
+            table.add_row(*_vf_row(vf, owners.get(vf.pci)))
+    return table
+
+
+def _pf_row(pf: Pf) -> list[str]:
+    netdev = pf.netdev
+    return [
+        f"PF ({pf.num_vfs} of {pf.total_vfs} VFs)",
+        pf.pci,
+        pf.driver or "-",
+        netdev.name if netdev else "-",
+        netdev.mac if netdev else "-",
+        str(netdev.mtu) if netdev else "-",
+        _link(netdev.up, netdev.carrier) if netdev else "-",
+        "",
+        pf.eswitch_mode or "",
+        _number(pf.numa_node),
+        "",
+    ]
+
+
+def _vf_row(vf: Vf, owner: Attachment | None) -> list[str]:
+    netdev, attributes = vf.netdev, vf.attributes
+    mac = netdev.mac if netdev else (attributes.mac if attributes else "-")
+    return [
+        f"  VF {vf.index}",
+        vf.pci,
+        vf.driver or "-",
+        netdev.name if netdev else "-",
+        mac,
+        str(netdev.mtu) if netdev else "-",
+        _link(netdev.up, netdev.carrier) if netdev else "-",
+        _vlan(vf),
+        _flags(vf),
+        _number(vf.numa_node),
+        _user(owner),
+    ]
+
+
+def _link(up: bool, carrier: bool) -> str:
+    return ("up" if carrier else "no carrier") if up else "down"
+
+
+def _vlan(vf: Vf) -> str:
+    if vf.attributes is None or vf.attributes.vlan == 0:
+        return "-"
+    qos = f" qos {vf.attributes.qos}" if vf.attributes.qos else ""
+    return f"{vf.attributes.vlan}{qos}"
+
+
+def _flags(vf: Vf) -> str:
+    if vf.attributes is None:
+        return "-"
+    named = (("spoofchk", vf.attributes.spoofchk), ("trust", vf.attributes.trust))
+    return ",".join(name for name, on in named if on) or "-"
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _user(owner: Attachment | None) -> str:
+    if owner is None:
+        return ""
+    who = f"{owner.pod.namespace}/{owner.pod.name}" if owner.pod else owner.container_id[:12]
+    state = "" if owner.state == "attached" else f" ({owner.state})"
+    return f"{who} {owner.ifname}{state}"
+
+
+def run() -> None:
+    app()

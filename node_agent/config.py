@@ -1,0 +1,139 @@
+"""Pure: the agent's config file. Strict: an unknown key, a wrong type or an impossible value is an error
+that names its path."""
+
+import re
+from typing import Any
+
+import msgspec
+import yaml
+
+from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
+from device_plugin.selectors import PfRule, Selector, parse_selector
+from vf_manager.errors import InvalidInput, SriovError, shorten
+from vf_manager.model import Inventory, Pf
+from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
+
+
+class ConfigError(SriovError):
+    """The config file cannot be used. Says where and what would be right."""
+
+
+class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`vfs` of a pool: VFs to create on each of its PFs. Without it, what exists is adopted as it is."""
+
+    count: int
+    mtu: int | None = None
+    driver: DriverKind = DriverKind.KERNEL
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    select: Selector
+    vfs: VfsConfig | None = None
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    pools: tuple[PoolConfig, ...]
+    resource_prefix: str = DEFAULT_PREFIX
+
+    def resources(self) -> tuple[Pool, ...]:
+        """The pools as the device plugin takes them."""
+        return tuple(Pool(name=pool.name, select=pool.select) for pool in self.pools)
+
+
+def parse_config(text: str) -> AgentConfig:
+    """Raises ConfigError."""
+    try:
+        raw = yaml.load(text, Loader=_StrictLoader)
+        config = msgspec.convert(raw, AgentConfig)
+        check_pools(config.resources(), config.resource_prefix)
+        for i, pool in enumerate(config.pools):
+            _check_vfs(pool, f"pools[{i}]")
+    except yaml.YAMLError as e:
+        raise ConfigError(f"not valid YAML: {e}") from e
+    except msgspec.ValidationError as e:
+        raise ConfigError(_explain(str(e))) from e
+    except InvalidInput as e:
+        raise ConfigError(str(e)) from e
+    return config
+
+
+def pf_policies(config: AgentConfig, inventory: Inventory) -> tuple[tuple[PfPolicy, ...], tuple[str, ...]]:
+    """What the pools ask of the PFs that exist, and a line about each name that no PF has.
+
+    Raises ConfigError when two pools ask different things of one PF or of one VF.
+    """
+    wanted: dict[str, PfPolicy] = {}
+    missing = []
+    for i, pool in enumerate(config.pools):
+        if pool.vfs is None:
+            continue
+        for rule in parse_selector(pool.select).pf_rules or ():
+            pfs = [pf for pf in inventory.pfs if rule.names(pf)]
+            if not pfs:
+                missing.append(f"pools[{i}] {pool.name}: no SR-IOV PF is called {rule.name!r} on this node")
+            for pf in pfs:
+                wanted[pf.pci] = _merge(wanted.get(pf.pci), pf, rule, pool.vfs, f"pools[{i}].vfs")
+    return tuple(wanted[pci] for pci in sorted(wanted)), tuple(missing)
+
+
+def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: str) -> PfPolicy:
+    if known is not None and known.count != vfs.count:
+        raise ConfigError(
+            f"{key}.count: {vfs.count} VFs are asked of {pf.label}, and {known.count} by another pool;"
+            " give both the same count and divide the VFs by ranges like ens1f0#0-3"
+        )
+    ranges = rule.ranges or ((0, vfs.count - 1),)
+    new = tuple(VfPolicy(first=a, last=b, mtu=vfs.mtu, driver=vfs.driver) for a, b in ranges)
+    old = known.vfs if known else ()
+    for policy in new:
+        other = next((o for o in old if o.first <= policy.last and policy.first <= o.last), None)
+        if other is not None and (other.mtu, other.driver) != (policy.mtu, policy.driver):
+            first = max(other.first, policy.first)
+            raise ConfigError(
+                f"{key}: VF {first} of {pf.label} is given another mtu or driver by another pool"
+            )
+    return PfPolicy(pf=pf.pci, count=vfs.count, vfs=old + new)
+
+
+def _check_vfs(pool: PoolConfig, key: str) -> None:
+    if pool.vfs is None:
+        return
+    if pool.select.pf_names is None:
+        raise InvalidInput(
+            f"{key}.vfs", pool.vfs.count, f"{key}.select.pfNames beside it: on which PFs to create VFs"
+        )
+    if not 0 <= pool.vfs.count <= 65535:
+        raise InvalidInput(f"{key}.vfs.count", pool.vfs.count, "a number of VFs, 0 or more")
+    if pool.vfs.mtu is not None and not 68 <= pool.vfs.mtu <= 65535:
+        raise InvalidInput(f"{key}.vfs.mtu", pool.vfs.mtu, "an MTU of 68-65535 bytes")
+
+
+def _explain(message: str) -> str:
+    """msgspec says `Object contains unknown field `x` - at `$.pools[0]``; the path goes first here."""
+    found = re.fullmatch(r"(.*?)(?: - at `(?:key in )?\$(.*)`)?", message, re.DOTALL)
+    problem, path = (found[1], found[2] or "") if found else (message, "")
+    path = path.lstrip(".")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
+        return f"{f'{path}.' if path else ''}{unknown[1]}: unknown key"
+    hint = "; put quotes around it" if "Expected `str`, got `int`" in problem else ""
+    return f"{path or 'the file'}: {problem[:1].lower()}{problem[1:]}{hint}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win in silence; here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a plain word", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shorten(key)} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,102 @@
+"""Orchestrator: the `sriov-agent` command: options, logging, signals, exit code."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+# gRPC's C core reads this once, when it is loaded; a kubelet that goes away is no error of ours.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
+from node_agent.config import ConfigError, parse_config
+from sriov_cni.ipam.engine import DATA_DIR
+from vf_manager.errors import SriovError
+from vf_manager.kernel.linux import LinuxKernel
+
+CONFIG = Path("/etc/sriov-underlay/config.yaml")
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def run() -> None:
+    """Exit code 0: asked to stop. 1: ended by itself. 2: wrong options or config."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: list[str]) -> int:
+    options = _parse(argv)
+    log = _logger(options.log_level)
+    try:
+        config = parse_config(options.config.read_text())
+    except (OSError, UnicodeDecodeError, ConfigError) as e:
+        print(f"sriov-agent: {options.config}: {getattr(e, 'strerror', None) or e}", file=sys.stderr)
+        return 2
+    try:
+        agent = Agent(
+            config,
+            LinuxKernel(),
+            log,
+            run_dir=options.run_dir,
+            kubelet_dir=options.kubelet_dir,
+            lease_dir=options.lease_dir,
+        )
+
+        def on_signal(number: int, _: FrameType | None) -> None:
+            agent.stop()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        failure = agent.run()
+    except SriovError as e:
+        failure = str(e)
+    if failure:
+        print(f"sriov-agent: {failure}", file=sys.stderr)
+    return 1 if failure else 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sriov-agent",
+        description="Gives Kubernetes pods virtual functions of this node's SR-IOV NICs.",
+        epilog="VF traffic bypasses the host's kube-proxy and NetworkPolicy enforcement.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", type=Path, default=CONFIG, metavar="FILE", help="pools and VFs of this node"
+    )
+    parser.add_argument("--run-dir", type=Path, default=RUN_DIR, metavar="DIR", help="socket and records")
+    parser.add_argument(
+        "--kubelet-dir", type=Path, default=KUBELET_DIR, metavar="DIR", help="the kubelet's folder"
+    )
+    parser.add_argument(
+        "--lease-dir", type=Path, default=DATA_DIR, metavar="DIR", help="leases of host-local IPAM"
+    )
+    parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
+    return parser.parse_args(argv)
+
+
+def _logger(level: str) -> FilteringBoundLogger:
+    """JSON lines on stderr; on a terminal, lines for people."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+if __name__ == "__main__":
+    run()

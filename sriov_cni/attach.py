@@ -1,0 +1,285 @@
+"""Orchestrator: ADD and DEL of one VF, the records that own it, and what a killed process left half-done."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from sriov_cni.attachment import Asked, Attachment, LeaseRef, Original, Sandbox, State, attachment_key
+from sriov_cni.executor import Checkpoint, apply_steps, no_checkpoint, undo_steps
+from sriov_cni.ground import Ground, open_ground, opened_sandbox
+from sriov_cni.ipam.config import HostLocalConf, IpamConf
+from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
+from sriov_cni.ipam.lease_dir import OwnerCache
+from sriov_cni.netconf import CniCall
+from sriov_cni.spec import Interface, Result
+from sriov_cni.steps import plan_steps, refuse_taken_name
+from vf_manager.discovery import read_vf
+from vf_manager.errors import Busy, InvalidInput, NotFound, Refused, SriovError
+from vf_manager.kernel.api import Kernel, NetnsHandle
+from vf_manager.locks import DeviceLocks
+from vf_manager.model import PciAddress, Vf
+from vf_manager.records import RecordStore
+from vf_manager.vf_attributes import VfPort
+
+_LOCK_TIMEOUT_S = 30.0
+_USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
+
+
+class Attacher:
+    """All attachments of the node. Thread-safe; the records are the truth, `_owners` an index of them."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        records: RecordStore[Attachment],
+        locks: DeviceLocks,
+        pool_of: Callable[[PciAddress], str | None],
+        log: FilteringBoundLogger,
+        *,
+        boot_id: str,
+        lease_dir: Path = DATA_DIR,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> None:
+        self._kernel = kernel
+        self._records = records
+        self._locks = locks
+        self._pool_of = pool_of
+        self._log = log
+        self._boot_id = boot_id
+        self._lease_dir = lease_dir
+        self._lease_owners = OwnerCache()
+        self._checkpoint = checkpoint
+        self._guard = threading.Lock()
+        self._owners: dict[PciAddress, str] = {}
+        for key in records.list_keys():
+            if record := records.read(key):
+                self._owners[record.port.pci] = key
+
+    def held_vfs(self) -> set[PciAddress]:
+        """VFs that an attachment owns, be it half-done."""
+        with self._guard:
+            return set(self._owners)
+
+    def add(self, call: CniCall, netns_fd: int) -> Result:
+        """Attach the VF of the call. Raises SriovError with everything as it was before."""
+        device = call.conf.device_id
+        if device is None or call.ifname is None:
+            raise InvalidInput("deviceID", None, "the PCI address of a VF, from the device plugin or Multus")
+        sandbox = self._kernel.netns(netns_fd)
+        try:
+            vf = self._find_vf(device)
+            with self._locks.vf(vf.pf_pci, vf.pci, _LOCK_TIMEOUT_S):
+                return self._add(call, vf, sandbox)
+        finally:
+            sandbox.close()
+
+    def delete(self, container_id: str, ifname: str, netns_fd: int | None) -> None:
+        """Take the attachment back. One that is unknown was never ours or is gone already: success."""
+        key = attachment_key(container_id, ifname)
+        record = self._records.read(key)
+        if record is None:
+            self._log.info("nothing to detach", container=container_id, ifname=ifname)
+            return
+        with self._locks.vf(record.port.pf, record.port.pci, _LOCK_TIMEOUT_S):
+            record = self._records.read(key)
+            if record is not None:
+                self._take_back(record, netns_fd)
+
+    def release_leases(self, network: str, ipam: IpamConf | None, container_id: str, ifname: str) -> None:
+        """For a DEL without a record: the addresses may still be held, by the reference plugin even."""
+        engine = self._ipam(ipam, network)
+        if engine is not None and self._records.read(attachment_key(container_id, ifname)) is None:
+            engine.delete(container_id, ifname)
+
+    def recover(self) -> None:
+        """At start: take back what an earlier process left half-done. What cannot be undone yet stays on
+        record, for the runtime's DEL or the next start."""
+        for key in self._records.list_keys():
+            record = self._records.read(key)
+            if record is None or record.state is not State.INTENT:
+                continue
+            self._log.info("taking back a half-done attachment", **_fields(record))
+            try:
+                self._take_back(record, None)
+            except SriovError as e:
+                self._log.warning("half-done attachment stays on record", error=str(e), **_fields(record))
+
+    def _find_vf(self, device: PciAddress) -> Vf:
+        with self._kernel.links() as host:
+            vf = read_vf(self._kernel, host, device, with_attributes=False)
+        if self._pool_of(vf.pci) is None:
+            raise Refused(
+                f"deviceID: VF {vf.pci} is in no pool of this node's configuration; it is not ours to give"
+            )
+        return vf
+
+    def _add(self, call: CniCall, vf: Vf, sandbox: NetnsHandle) -> Result:
+        assert call.ifname is not None
+        key = attachment_key(call.container_id, call.ifname)
+        ipam = self._ipam(call.conf.ipam, call.conf.name)
+        with open_ground(self._kernel, sandbox, ipam) as ground:
+            replay = self._replay(key, vf, sandbox, ground)
+            if replay is not None:
+                return replay
+            self._refuse_owned(key, vf, ground)
+            record = self._intent(call, vf, sandbox, ground)
+            if ground.pod is None or record.original.netdev is None:
+                self._refuse_without_interface(vf)
+            else:
+                refuse_taken_name(ground.pod, call.ifname)
+            self._own(record)
+            return self._attach(record, call, ground)
+
+    def _attach(self, record: Attachment, call: CniCall, ground: Ground) -> Result:
+        steps = plan_steps(record)
+        log = self._log.bind(**_fields(record))
+        try:
+            apply_steps(steps, ground, log, self._checkpoint)
+            result = _result(record, call, ground)
+            self._records.write(
+                record.key, msgspec.structs.replace(record, state=State.ATTACHED, result=result)
+            )
+        except Exception as e:
+            log.warning("attachment failed", error=str(e))
+            if not undo_steps(steps, ground, log, self._checkpoint):
+                self._disown(record)
+            raise
+        self._checkpoint("attached")
+        log.info("attached")
+        return result
+
+    def _take_back(self, record: Attachment, netns_fd: int | None) -> None:
+        """Undo every step of a record and remove it. Raises the first failure; the record then stays."""
+        log = self._log.bind(**_fields(record))
+        ipam = self._ipam_of(record)
+        with (
+            opened_sandbox(self._kernel, netns_fd, record.sandbox) as sandbox,
+            open_ground(self._kernel, sandbox, ipam) as ground,
+        ):
+            failures = undo_steps(plan_steps(record), ground, log, self._checkpoint)
+        if failures:
+            raise failures[0]
+        self._disown(record)
+        log.info("detached")
+
+    def _replay(self, key: str, vf: Vf, sandbox: NetnsHandle, ground: Ground) -> Result | None:
+        """The recorded result, if this very attachment stands already (a runtime may call ADD again)."""
+        record = self._records.read(key)
+        if record is None:
+            return None
+        if record.port.pci != vf.pci:
+            raise Refused(
+                f"CNI_IFNAME: {record.ifname!r} of this container is VF {record.port.pci}, not {vf.pci}"
+            )
+        there = ground.in_pod(vf.pci)
+        if (
+            record.state is State.ATTACHED
+            and record.sandbox.id == sandbox.id
+            and there is not None
+            and there.name == record.ifname
+        ):
+            return record.result
+        self._take_back(record, None)
+        return None
+
+    def _refuse_owned(self, key: str, vf: Vf, ground: Ground) -> None:
+        """One owner per VF. One whose namespace is gone is none any more: the kernel gave the VF back."""
+        with self._guard:
+            owner = self._owners.get(vf.pci)
+        record = self._records.read(owner) if owner and owner != key else None
+        if record is None:
+            return
+        if record.original.netdev is not None and ground.in_host(vf.pci) is not None:
+            self._log.warning("the pod of this attachment is gone without a DEL", **_fields(record))
+            self._take_back(record, None)
+            return
+        raise Busy(f"deviceID: VF {vf.pci} is attached to another pod; try again when that pod is gone")
+
+    def _intent(self, call: CniCall, vf: Vf, sandbox: NetnsHandle, ground: Ground) -> Attachment:
+        assert call.ifname is not None
+        conf = call.conf
+        with_attributes = not conf.change.is_empty()
+        now = read_vf(self._kernel, ground.host, vf.pci, with_attributes=with_attributes)
+        if with_attributes and now.attributes is None:
+            asked = ", ".join(key for key, _ in conf.change.items())
+            raise Refused(f"{asked}: PF {now.pf_pci} does not report the attributes of VF {now.pci}")
+        return Attachment(
+            network=conf.name,
+            container_id=call.container_id,
+            ifname=call.ifname,
+            sandbox=Sandbox(path=call.netns, id=sandbox.id),
+            pod=call.pod,
+            port=VfPort(pci=now.pci, pf=now.pf_pci, index=now.index),
+            original=Original(driver=now.driver, netdev=now.netdev, attributes=now.attributes),
+            asked=Asked(change=conf.change, mac=conf.mac, mtu=conf.mtu),
+            lease=_lease_ref(conf.ipam),
+        )
+
+    def _refuse_without_interface(self, vf: Vf) -> None:
+        if vf.driver in _USERSPACE_DRIVERS:
+            raise Refused(
+                f"deviceID: VF {vf.pci} is bound to {vf.driver} and has no network interface to move"
+            )
+        raise NotFound(
+            f"deviceID: VF {vf.pci} (driver {vf.driver or 'none'}) has no network interface on the host;"
+            " is it in another network namespace, or its driver not loaded?"
+        )
+
+    def _own(self, record: Attachment) -> None:
+        self._records.write(record.key, record)
+        with self._guard:
+            self._owners[record.port.pci] = record.key
+        self._checkpoint("intent")
+
+    def _disown(self, record: Attachment) -> None:
+        self._records.remove(record.key)
+        with self._guard:
+            if self._owners.get(record.port.pci) == record.key:
+                del self._owners[record.port.pci]
+        self._checkpoint("gone")
+
+    def _ipam(self, conf: IpamConf | None, network: str) -> Ipam | None:
+        return make_ipam(
+            conf, network=network, boot_id=self._boot_id, data_dir=self._lease_dir, owners=self._lease_owners
+        )
+
+    def _ipam_of(self, record: Attachment) -> Ipam | None:
+        """For release alone: ranges play no part in it."""
+        if record.lease is None or record.lease.kind != "host-local":
+            return None
+        return self._ipam(HostLocalConf(range_sets=(), data_dir=record.lease.data_dir), record.network)
+
+
+def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:
+    if conf is None:
+        return None
+    if isinstance(conf, HostLocalConf):
+        return LeaseRef(kind="host-local", data_dir=conf.data_dir)
+    return LeaseRef(kind="static")
+
+
+def _result(record: Attachment, call: CniCall, ground: Ground) -> Result:
+    netdev = ground.pod_side(record.port.pci)[2]
+    interface = Interface(
+        name=record.ifname,
+        mac=netdev.mac,
+        mtu=netdev.mtu,
+        sandbox=record.sandbox.path,
+        pci_id=record.port.pci,
+    )
+    ips = tuple(msgspec.structs.replace(ip, interface=0) for ip in ground.addresses.ips)
+    routes = ground.addresses.routes
+    dns = ground.addresses.dns if call.conf.dns == type(call.conf.dns)() else call.conf.dns
+    return Result(interfaces=(interface,), ips=ips, routes=routes, dns=dns)
+
+
+def _fields(record: Attachment) -> dict[str, object]:
+    return {
+        "container": record.container_id,
+        "ifname": record.ifname,
+        "network": record.network,
+        "vf": record.port.pci,
+    }

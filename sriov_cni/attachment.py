@@ -1,0 +1,76 @@
+"""Pure: the record of one attachment, and its interface in the pod as it was asked for.
+
+Written before the first change and removed after the last one is undone: whatever happens in between, it
+says what the VF was, what was asked, and who owns it.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from sriov_cni.environment import Pod
+from sriov_cni.spec import Result
+from vf_manager.kernel.api import NetnsId
+from vf_manager.model import IfName, Mac, Netdev, VfAttributes, VfChange
+from vf_manager.vf_attributes import VfPort
+
+
+class State(StrEnum):
+    INTENT = "intent"  # being set up, or failed half-way
+    ATTACHED = "attached"
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """The pod's network namespace: the path the runtime gave, and what identifies it."""
+
+    path: str
+    id: NetnsId
+
+
+class Original(msgspec.Struct, frozen=True, kw_only=True):
+    """The VF as it was found. `attributes` None: nothing of the PF's was asked for, so nothing was read."""
+
+    driver: str | None = None
+    netdev: Netdev | None = None
+    attributes: VfAttributes | None = None
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the network config asks of the VF. `mac` is set on the PF and on the VF's own interface."""
+
+    change: VfChange = VfChange()
+    mac: Mac | None = None
+    mtu: int | None = None
+
+
+class LeaseRef(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes to give the addresses back: the kind of IPAM and where its leases are."""
+
+    kind: str
+    data_dir: str | None = None
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """One VF, as one interface of one container."""
+
+    version: int = 1
+    state: State = State.INTENT
+    network: str
+    container_id: str
+    ifname: IfName
+    sandbox: Sandbox
+    pod: Pod | None = None
+    port: VfPort
+    original: Original
+    asked: Asked = Asked()
+    lease: LeaseRef | None = None
+    result: Result | None = None
+
+    @property
+    def key(self) -> str:
+        return attachment_key(self.container_id, self.ifname)
+
+
+def attachment_key(container_id: str, ifname: str) -> str:
+    """The name of the record. '@' is in no container id, so two attachments never share a name."""
+    return f"{container_id}@{ifname}"

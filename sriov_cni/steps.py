@@ -1,0 +1,302 @@
+"""Orchestrator: the steps of an attachment, as data.
+
+`plan_steps` is pure and makes the same list from the same record: ADD runs it forwards, and everything that
+takes an attachment back (a failed ADD, DEL, an agent that was killed) runs the same list backwards.
+`undo` never asks whether `apply` happened or how far it came: it reads, compares with the record and writes
+what differs. So it can be repeated, and a crash at any point is like any other.
+"""
+
+import errno
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from sriov_cni.attachment import Attachment
+from sriov_cni.ground import Ground, wait_until
+from sriov_cni.spec import Route
+from vf_manager.errors import Busy, KernelError, Refused
+from vf_manager.kernel.api import LinkChange, Links, RouteSpec
+from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
+from vf_manager.vf_attributes import (
+    VfPort,
+    original_of,
+    restore_macs,
+    restore_vf_attributes,
+    set_vf_attributes,
+    set_vf_mac,
+)
+
+_RETURN_TIMEOUT_S = (
+    5.0  # a dying namespace gives its devices back from a work queue (net_namespace.c cleanup_net)
+)
+_CARRIER_TIMEOUT_S = 0.2
+
+
+class Step(Protocol):
+    """`apply` may raise SriovError; `undo` raises what it could not put back, after trying all of it."""
+
+    def describe(self) -> str: ...
+    def apply(self, ground: Ground) -> None: ...
+    def undo(self, ground: Ground) -> None: ...
+
+
+class TakeAddresses(msgspec.Struct, frozen=True):
+    container_id: str
+    ifname: IfName
+    kind: str
+
+    def describe(self) -> str:
+        return f"take addresses from {self.kind}"
+
+    def apply(self, ground: Ground) -> None:
+        if ground.ipam is not None:
+            ground.addresses = ground.ipam.add(self.container_id, self.ifname)
+
+    def undo(self, ground: Ground) -> None:
+        if ground.ipam is not None:
+            ground.ipam.delete(self.container_id, self.ifname)
+
+
+class ProgramVf(msgspec.Struct, frozen=True):
+    """PF attributes first, the VF's own MAC second: with an administrative MAC set, no other is allowed."""
+
+    port: VfPort
+    change: VfChange
+    original: VfAttributes
+    original_mac: Mac | None
+
+    def describe(self) -> str:
+        what = ", ".join(f"{key} {value}" for key, value in self.change.items())
+        return f"set {what} on vf {self.port.index} of {self.port.pf}"
+
+    def apply(self, ground: Ground) -> None:
+        set_vf_attributes(ground.kernel, ground.host, self.port, self.change)
+        if self.change.mac is not None:
+            set_vf_mac(ground.kernel, ground.host, self.port.pci, self.change.mac)
+
+    def undo(self, ground: Ground) -> None:
+        before = original_of(self.original, self.change)
+        if before.mac is not None:
+            restore_macs(ground.kernel, ground.host, self.port, before.mac, self.original_mac)
+        restore_vf_attributes(
+            ground.kernel, ground.host, self.port, msgspec.structs.replace(before, mac=None)
+        )
+
+
+class SetLink(msgspec.Struct, frozen=True):
+    """The MTU. Taking it back restores the MAC as well: a pod may have changed either by itself. Planned
+    before ProgramVf, so that its undo comes when no administrative MAC forbids the VF its own any more."""
+
+    pci: PciAddress
+    mtu: int | None
+    original: Netdev
+
+    def describe(self) -> str:
+        return f"set mtu {self.mtu} on {self.pci}" if self.mtu else f"leave the mtu of {self.pci} as it is"
+
+    def apply(self, ground: Ground) -> None:
+        if self.mtu is not None:
+            self._set_mtu(ground, self.mtu)
+
+    def undo(self, ground: Ground) -> None:
+        self._set_mtu(ground, self.original.mtu)
+        set_vf_mac(ground.kernel, ground.host, self.pci, self.original.mac)
+
+    def _set_mtu(self, ground: Ground, mtu: int) -> None:
+        netdev = ground.in_host(self.pci)
+        if netdev is not None and netdev.mtu != mtu:
+            ground.host.set_link(netdev.ifindex, LinkChange(mtu=mtu))
+
+
+class HideAltnames(msgspec.Struct, frozen=True):
+    """An altname that is taken in the target makes a move fail, and none of the host's belongs in a pod."""
+
+    pci: PciAddress
+    names: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"remove altnames {', '.join(self.names)} of {self.pci}"
+
+    def apply(self, ground: Ground) -> None:
+        if netdev := ground.in_host(self.pci):
+            ground.host.remove_altnames(netdev.ifindex, netdev.altnames)
+
+    def undo(self, ground: Ground) -> None:
+        if netdev := ground.in_host(self.pci):
+            ground.host.add_altnames(netdev.ifindex, [n for n in self.names if n not in netdev.altnames])
+
+
+class MoveToPod(msgspec.Struct, frozen=True):
+    pci: PciAddress
+    original: Netdev
+    ifname: IfName
+
+    def describe(self) -> str:
+        return f"move {self.original.name} ({self.pci}) into the pod as {self.ifname}"
+
+    def apply(self, ground: Ground) -> None:
+        netdev = ground.in_host(self.pci)
+        if netdev is None or ground.pod_netns is None:
+            raise Busy(f"the interface of VF {self.pci} left the host before it could be moved; try again")
+        ground.host.move(netdev.ifindex, ground.pod_netns, self.ifname)
+
+    def undo(self, ground: Ground) -> None:
+        if ground.in_host(self.pci) is None and not self._bring_back(ground):
+            return
+        netdev = self._rename_back(ground)
+        if netdev is not None and netdev.up != self.original.up:
+            ground.host.set_link(netdev.ifindex, LinkChange(up=self.original.up))
+
+    def _bring_back(self, ground: Ground) -> bool:
+        """Out of the pod, or out of the hands of a dying namespace. False: there is no such interface any
+        more, the device or its driver is gone."""
+        netdev = ground.in_pod(self.pci)
+        if netdev is not None and ground.pod is not None:
+            ground.pod.remove_altnames(netdev.ifindex, netdev.altnames)
+            name = self.original.name
+            if ground.host.name_taken(name):
+                name = IfName(f"vf{netdev.ifindex}")
+            ground.pod.move(netdev.ifindex, ground.host_netns, name)
+            return True
+        if self._has_no_interface(ground):
+            return False
+        if wait_until(lambda: ground.in_host(self.pci) is not None, _RETURN_TIMEOUT_S):
+            return True
+        if self._has_no_interface(ground):
+            return False
+        raise Busy(
+            f"the interface of VF {self.pci} is in a network namespace that cannot be reached; try again"
+        )
+
+    def _has_no_interface(self, ground: Ground) -> bool:
+        function = ground.kernel.read_function(self.pci)
+        return function is None or function.driver is None or function.driver == "vfio-pci"
+
+    def _rename_back(self, ground: Ground) -> Netdev | None:
+        """udev may give a device that comes back an altname, even this very name, at any moment."""
+        name = self.original.name
+        for attempt in range(3):
+            netdev = ground.in_host(self.pci)
+            if netdev is None or netdev.name == name:
+                return netdev
+            try:
+                ground.host.remove_altnames(netdev.ifindex, netdev.altnames)
+                ground.host.set_link(netdev.ifindex, LinkChange(name=name))
+            except KernelError as e:
+                if e.code != errno.EEXIST or attempt == 2:
+                    hint = (
+                        f"another interface is called {name} now; rename it" if e.code == errno.EEXIST else ""
+                    )
+                    raise KernelError(
+                        f"rename {netdev.name} ({self.pci}) back to {name}", e.code, hint
+                    ) from e
+        return ground.in_host(self.pci)
+
+
+class SetUpInPod(msgspec.Struct, frozen=True):
+    """Sysctls, addresses, link up, routes. Leaving the namespace undoes it all: the kernel drops addresses
+    and routes, and sysctls of an interface are made anew in the next namespace."""
+
+    pci: PciAddress
+    ifname: IfName
+
+    def describe(self) -> str:
+        return f"bring {self.ifname} up in the pod with its addresses and routes"
+
+    def apply(self, ground: Ground) -> None:
+        netns, pod, netdev = ground.pod_side(self.pci)
+        addresses = [ip.address for ip in ground.addresses.ips]
+        for name, value in _sysctls(self.ifname, addresses):
+            ground.kernel.write_sysctl(netns, name, value)
+        for address in addresses:
+            pod.add_address(netdev.ifindex, address)
+        pod.set_link(netdev.ifindex, LinkChange(up=True))
+        for route in plan_routes(ground):
+            pod.add_route(netdev.ifindex, route)
+
+    def undo(self, ground: Ground) -> None:
+        """Nothing: see above."""
+
+
+class Announce(msgspec.Struct, frozen=True):
+    """Best effort: who is not told now learns it by ARP or neighbour discovery."""
+
+    pci: PciAddress
+
+    def describe(self) -> str:
+        return "announce the addresses on the wire"
+
+    def apply(self, ground: Ground) -> None:
+        netns, pod, netdev = ground.pod_side(self.pci)
+        wait_until(lambda: _has_carrier(pod, netdev.ifindex), _CARRIER_TIMEOUT_S)
+        try:
+            ground.kernel.announce(netns, netdev, [ip.address for ip in ground.addresses.ips])
+        except KernelError:
+            return
+
+    def undo(self, ground: Ground) -> None:
+        """Nothing: neighbours forget."""
+
+
+def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
+    """Every step of this attachment, in the order of ADD. Only what is asked for and differs is touched."""
+    original, asked, pci = attachment.original, attachment.asked, attachment.port.pci
+    netdev = original.netdev
+    steps: list[Step] = []
+    if attachment.lease is not None:
+        steps.append(TakeAddresses(attachment.container_id, attachment.ifname, attachment.lease.kind))
+    if netdev is not None:
+        steps.append(SetLink(pci, asked.mtu, netdev))
+    if original.attributes is not None and not asked.change.is_empty():
+        own_mac = netdev.mac if netdev else None
+        steps.append(ProgramVf(attachment.port, asked.change, original.attributes, own_mac))
+    if netdev is None:
+        return tuple(steps)
+    if netdev.altnames:
+        steps.append(HideAltnames(pci, netdev.altnames))
+    steps.append(MoveToPod(pci, netdev, attachment.ifname))
+    steps.append(SetUpInPod(pci, attachment.ifname))
+    if attachment.lease is not None:
+        steps.append(Announce(pci))
+    return tuple(steps)
+
+
+def plan_routes(ground: Ground) -> list[RouteSpec]:
+    """The routes of the IPAM's answer. One without a gateway goes through the gateway of the first address
+    of its family, as the reference plugins do; without any it is on link."""
+    return [_route(route, ground) for route in ground.addresses.routes]
+
+
+def _route(route: Route, ground: Ground) -> RouteSpec:
+    six = ":" in route.dst
+    gateways = (ip.gateway for ip in ground.addresses.ips if ip.gateway and (":" in ip.gateway) == six)
+    return RouteSpec(
+        dst=route.dst,
+        gateway=route.gw or next(gateways, None),
+        mtu=route.mtu,
+        advmss=route.advmss,
+        priority=route.priority,
+        table=route.table,
+        scope=route.scope,
+    )
+
+
+def _sysctls(ifname: str, addresses: Sequence[str]) -> list[tuple[str, str]]:
+    """Documentation/networking/ip-sysctl.rst. Only for families in use: a pod may have no IPv6."""
+    found = [(f"net/ipv4/conf/{ifname}/arp_notify", "1")]
+    if any(":" in address for address in addresses):
+        six = f"net/ipv6/conf/{ifname}"
+        found += [(f"{six}/disable_ipv6", "0"), (f"{six}/ndisc_notify", "1"), (f"{six}/optimistic_dad", "1")]
+    return found
+
+
+def _has_carrier(links: Links, ifindex: int) -> bool:
+    link = links.read(ifindex=ifindex)
+    return link is None or link.netdev.carrier
+
+
+def refuse_taken_name(pod: Links, ifname: IfName) -> None:
+    """Raises Refused if the pod has an interface or altname of this name: it is not ours to touch."""
+    if pod.name_taken(ifname):
+        raise Refused(f"CNI_IFNAME: the pod already has an interface called {ifname!r}; it is left as it was")
