@@ -1,0 +1,73 @@
+# Every target does its own set-up: packages of the system, virtual environment, compiler output, the rig's
+# disk images. What is there already is not done again. Run as root, or as a user who may sudo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BASE_PYTHON ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,SRIOV_CACHE_DIR)
+CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
+SHIM := build/sriov-underlay
+
+.PHONY: help demo test lint test-unit test-netns test-rig setup setup-rig shim proto requirements clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup-rig ## the main job on an emulated SR-IOV NIC, told step by step
+	$(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 600 -- python3 -m hw_tests.demo
+
+test: lint test-unit test-netns test-rig ## every tier
+
+lint: setup ## ruff, mypy --strict, import contracts
+	@.ci/step "ruff" $(VENV)/bin/ruff check .
+	@.ci/step "ruff format" $(VENV)/bin/ruff format --check .
+	@.ci/step "mypy" $(VENV)/bin/mypy
+	@.ci/step "import contracts" $(VENV)/bin/lint-imports --no-logo
+
+test-unit: setup ## what needs neither root nor a NIC
+	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns -q
+
+test-netns: setup ## the running kernel's network namespaces, with veth pairs; needs root
+	@.ci/step "namespace tests" $(SUDO) $(PYTHON) -m pytest tests/netns -q
+
+test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
+	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 2400 -- \
+	    python3 -m pytest hw_tests -q -p no:cacheprovider
+
+setup: $(VENV)/.ready shim
+
+setup-rig: setup
+	@.ci/host-setup rig
+	@$(SUDO) $(PYTHON) -m hw_tests.rig build
+
+$(VENV)/.ready: requirements-dev.txt
+	@.ci/host-setup base
+	@.ci/step "virtual environment" bash -c '$(BASE_PYTHON) -m venv --clear $(VENV) && \
+	    $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt && \
+	    touch $@'
+
+shim: $(SHIM)
+
+$(SHIM): sriov_cni/shim/shim.c
+	@mkdir -p build
+	@.ci/step "compile $@" bash -c '$(CC) $(CFLAGS) -o $@.new $< && mv $@.new $@'
+
+proto: setup ## generate the gRPC code from device_plugin/proto
+	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args
+
+requirements: setup ## pin the newest allowed versions of the dependencies, with hashes
+	$(VENV)/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --no-header \
+	    --python-version 3.11 pyproject.toml -o requirements.txt
+	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	    --extra test -c requirements.txt pyproject.toml -o requirements-test.txt
+	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	    --extra test --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+clean: ## remove what was built; the rig's downloads in .cache stay
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

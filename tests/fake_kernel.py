@@ -1,0 +1,367 @@
+"""An in-memory kernel with SR-IOV NICs, for tests. Behaves as igb and igbvf do, and passes the contract
+tests that the running kernel passes (tests/kernel_contract.py).
+
+`on_change` is called with the name of each change before it is made: a test counts, fails or dies there.
+"""
+
+import dataclasses
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from vf_manager.errors import InvalidInput, KernelError
+from vf_manager.kernel.api import LinkChange, LinkInfo, Links, NetnsHandle, NetnsId, PciFunction, RouteSpec
+from vf_manager.model import (
+    ZERO_MAC,
+    IfName,
+    LinkState,
+    Mac,
+    Netdev,
+    PciAddress,
+    VfAttributes,
+    VfChange,
+)
+
+_NEW_VF = VfAttributes(spoofchk=True, trust=False, min_tx_rate=0, max_tx_rate=0, link_state=LinkState.AUTO)
+_HOST_INO = 1
+
+
+@dataclasses.dataclass
+class FakeLink:
+    netdev: Netdev
+    parent: PciAddress | None = None
+    addresses: list[str] = dataclasses.field(default_factory=list)
+    routes: list[RouteSpec] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class FakeFunction:
+    function: PciFunction
+    pf_name: str = ""
+    attributes: dict[int, VfAttributes] = dataclasses.field(default_factory=dict)  # of a PF: by VF index
+    mac_is_set: set[int] = dataclasses.field(default_factory=set)  # IGB_VF_FLAG_PF_SET_MAC
+    override: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeNetns:
+    id: NetnsId
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FakeKernel:
+    def __init__(self) -> None:
+        self.on_change: Callable[[str], None] = lambda what: None
+        self.functions: dict[PciAddress, FakeFunction] = {}
+        self.namespaces: dict[int, list[FakeLink]] = {_HOST_INO: [_loopback()]}
+        self.paths: dict[str, int] = {}
+        self.sysctls: dict[tuple[int, str], str] = {}
+        self.announced: list[tuple[str, str]] = []
+        self._numbers = itertools.count(2)
+        self.lock = threading.RLock()
+
+    # --- set-up and inspection by tests
+
+    def add_pf(self, pci: str, name: str, total_vfs: int = 7, numa_node: int = 0) -> PciAddress:
+        address = PciAddress(pci)
+        function = PciFunction(
+            pci=address, vendor="8086", device="10c9", driver="igb", numa_node=numa_node, total_vfs=total_vfs
+        )
+        self.functions[address] = FakeFunction(function, pf_name=name)
+        self._new_link(name, address)
+        return address
+
+    def add_link(self, name: str, netns: int = _HOST_INO) -> FakeLink:
+        return self._new_link(name, None, netns)
+
+    def new_netns(self, path: str) -> int:
+        """Returns what stands for a descriptor of it."""
+        number = next(self._numbers)
+        self.namespaces[number] = [_loopback()]
+        self.paths[path] = number
+        return number
+
+    def destroy_netns(self, number: int) -> None:
+        """VFs go back to the host, under the name they have (net/core/dev.c default_device_exit_net)."""
+        links = self.namespaces.pop(number)
+        self.paths = {path: n for path, n in self.paths.items() if n != number}
+        for link in links:
+            if link.parent is not None:
+                name = link.netdev.name
+                if self.find(name):
+                    name = IfName(f"dev{link.netdev.ifindex}")
+                self._place(link, _HOST_INO, name)
+
+    def find(self, name: str, netns: int = _HOST_INO) -> FakeLink | None:
+        """By name or altname."""
+        links = self.namespaces[netns]
+        return next((i for i in links if name in (i.netdev.name, *i.netdev.altnames)), None)
+
+    def snapshot(self) -> object:
+        """Everything that an attachment may not leave behind, comparable with ==."""
+        with self.lock:
+            functions = {
+                pci: (f.function, dict(f.attributes), set(f.mac_is_set)) for pci, f in self.functions.items()
+            }
+            links = {n: sorted(map(_freeze, links)) for n, links in self.namespaces.items()}
+            return functions, links
+
+    # --- Kernel
+
+    def pf_addresses(self) -> list[PciAddress]:
+        return sorted(pci for pci, f in self.functions.items() if f.function.total_vfs)
+
+    def read_function(self, pci: str) -> PciFunction | None:
+        found = self.functions.get(PciAddress(pci))
+        if found is None:
+            return None
+        names = tuple(sorted(i.netdev.name for i in self.namespaces[_HOST_INO] if i.parent == pci))
+        return msgspec.structs.replace(found.function, netdev_names=names)
+
+    def set_num_vfs(self, pf: PciAddress, count: int) -> None:
+        self.on_change(f"set_num_vfs {count}")
+        with self.lock:
+            owner = self.functions[pf]
+            if count and owner.function.num_vfs:
+                raise KernelError(f"write {count} to sriov_numvfs of {pf}", errno.EBUSY)
+            if count > owner.function.total_vfs:
+                raise KernelError(f"write {count} to sriov_numvfs of {pf}", errno.ERANGE)
+            for _, address in owner.function.virtfns:
+                self._unbind(address)
+                del self.functions[address]
+            virtfns = tuple((i, _vf_address(pf, i)) for i in range(count))
+            owner.function = msgspec.structs.replace(owner.function, num_vfs=count, virtfns=virtfns)
+            owner.attributes = dict.fromkeys(range(count), _NEW_VF)
+            owner.mac_is_set = set()
+            for index, address in virtfns:
+                function = PciFunction(
+                    pci=address, vendor="8086", device="10ca", physfn=pf, iommu_group=10 + index, numa_node=0
+                )
+                self.functions[address] = FakeFunction(function)
+                if owner.function.autoprobe:
+                    self._bind(address, "igbvf")
+
+    def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None:
+        self.on_change("set_autoprobe")
+        owner = self.functions[pf]
+        owner.function = msgspec.structs.replace(owner.function, autoprobe=enabled)
+
+    def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
+        self.on_change(f"bind_driver {driver}")
+        with self.lock:
+            found = self.functions[pci].function
+            wanted = driver or "igbvf"
+            if found.driver == wanted:
+                return
+            owner = self.functions[found.physfn] if found.physfn else None
+            if driver is None and owner is not None and not owner.function.autoprobe:
+                raise KernelError(f"bind {pci} to its default driver", errno.ENODEV)
+            self._unbind(pci)
+            self._bind(pci, wanted)
+
+    def eswitch_modes(self) -> dict[PciAddress, str]:
+        return {}
+
+    def netns(self, fd: int) -> NetnsHandle:
+        if fd not in self.namespaces:
+            raise InvalidInput("CNI_NETNS", fd, "the path of a network namespace")
+        return FakeNetns(NetnsId(4, fd))
+
+    def netns_at(self, path: str) -> NetnsHandle | None:
+        number = self.paths.get(path)
+        return FakeNetns(NetnsId(4, number)) if number is not None else None
+
+    def host_netns(self) -> NetnsHandle:
+        return FakeNetns(NetnsId(4, _HOST_INO))
+
+    @contextmanager
+    def links(self, netns: NetnsHandle | None = None) -> Iterator[Links]:
+        number = netns.id.ino if netns else _HOST_INO
+        if number not in self.namespaces:
+            raise KernelError("enter the network namespace", errno.EINVAL)
+        yield FakeLinks(self, number)
+
+    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
+        self.on_change("write_sysctl")
+        self.sysctls[netns.id.ino, name] = value
+
+    def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
+        self.announced += [(netdev.name, address) for address in addresses]
+
+    # --- innards
+
+    def _bind(self, pci: PciAddress, driver: str) -> None:
+        found = self.functions[pci]
+        found.function = msgspec.structs.replace(found.function, driver=driver)
+        pf = found.function.physfn
+        if driver != "igbvf" or pf is None:
+            return
+        owner = self.functions[pf]
+        index = next(i for i, address in owner.function.virtfns if address == pci)
+        given = owner.attributes[index].mac
+        link = self._new_link(f"{owner.pf_name}v{index}", pci)
+        if given != ZERO_MAC:
+            link.netdev = msgspec.structs.replace(link.netdev, mac=given)
+        self.mirror_mac(pci, link.netdev.mac)
+
+    def _unbind(self, pci: PciAddress) -> None:
+        found = self.functions[pci]
+        found.function = msgspec.structs.replace(found.function, driver=None)
+        for links in self.namespaces.values():
+            links[:] = [i for i in links if i.parent != pci]
+
+    def mirror_mac(self, pci: PciAddress, mac: Mac) -> None:
+        """igb_set_vf_mac_addr: the MAC a VF gives itself shows at its PF, unless one is set there."""
+        pf = self.functions[pci].function.physfn
+        if pf is None:
+            return
+        owner = self.functions[pf]
+        index = next(i for i, address in owner.function.virtfns if address == pci)
+        now = owner.attributes[index]
+        if index in owner.mac_is_set and not now.trust and mac != now.mac:
+            raise KernelError(f"set mac {mac} on {pci}", errno.EADDRNOTAVAIL)
+        if index not in owner.mac_is_set or now.trust:
+            owner.attributes[index] = msgspec.structs.replace(now, mac=mac)
+
+    def _new_link(self, name: str, parent: PciAddress | None, netns: int = _HOST_INO) -> FakeLink:
+        number = next(self._numbers)
+        mac = Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}")
+        link = FakeLink(Netdev(ifindex=number, name=IfName(name), mac=mac, mtu=1500), parent)
+        self.namespaces[netns].append(link)
+        return link
+
+    def _place(self, link: FakeLink, netns: int, name: IfName) -> None:
+        """What leaving a namespace does to a link: it goes down, its addresses and routes are gone."""
+        link.netdev = msgspec.structs.replace(link.netdev, name=name, up=False, carrier=False)
+        link.addresses = []
+        link.routes = []
+        self.namespaces[netns].append(link)
+
+
+class FakeLinks:
+    def __init__(self, kernel: FakeKernel, netns: int) -> None:
+        self._kernel = kernel
+        self._netns = netns
+
+    def _links(self) -> list[FakeLink]:
+        return self._kernel.namespaces[self._netns]
+
+    def _get(self, ifindex: int, what: str) -> FakeLink:
+        found = next((i for i in self._links() if i.netdev.ifindex == ifindex), None)
+        if found is None:
+            raise KernelError(what, errno.ENODEV)
+        return found
+
+    def _change(self, ifindex: int, what: str) -> FakeLink:
+        self._kernel.on_change(what)
+        return self._get(ifindex, what)
+
+    def dump(self) -> list[LinkInfo]:
+        return [LinkInfo(netdev=i.netdev, parent=i.parent) for i in self._links()]
+
+    def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
+        for link in self._links():
+            if link.netdev.ifindex == ifindex or link.netdev.name == name:
+                owner = self._kernel.functions.get(link.parent) if link.parent else None
+                vfs = dict(owner.attributes) if owner and with_vfs else {}
+                return LinkInfo(netdev=link.netdev, parent=link.parent, vfs=vfs)
+        return None
+
+    def name_taken(self, name: str) -> bool:
+        return self._kernel.find(name, self._netns) is not None
+
+    def set_link(self, ifindex: int, change: LinkChange) -> None:
+        with self._kernel.lock:
+            link = self._change(ifindex, f"set {change.describe()}")
+            fields = {k: v for k in change.__struct_fields__ if (v := getattr(change, k)) is not None}
+            if change.mtu is not None and not 68 <= change.mtu <= 9216:
+                raise KernelError(f"set mtu {change.mtu}", errno.EINVAL, "mtu outside the device's limits")
+            if change.name is not None and change.name != link.netdev.name and self.name_taken(change.name):
+                raise KernelError(f"set name {change.name}", errno.EEXIST)
+            if change.mac is not None and link.parent is not None:
+                self._kernel.mirror_mac(link.parent, change.mac)
+            if change.up is not None:
+                fields["carrier"] = change.up
+            link.netdev = msgspec.structs.replace(link.netdev, **fields)
+
+    def move(self, ifindex: int, target: NetnsHandle, name: IfName) -> None:
+        with self._kernel.lock:
+            link = self._change(ifindex, "move")
+            number = target.id.ino
+            for wanted in (*link.netdev.altnames,):
+                if self._kernel.find(wanted, number):
+                    raise KernelError(f"move link {ifindex}", errno.EEXIST)
+            self._links().remove(link)
+            taken = self._kernel.find(name, number) is not None
+            self._kernel._place(link, number, link.netdev.name if taken else name)
+            if taken:
+                raise KernelError(f"move link {ifindex}", errno.EEXIST)
+
+    def add_altnames(self, ifindex: int, names: Sequence[str]) -> None:
+        link = self._change(ifindex, "add_altnames")
+        new = [n for n in names if not self.name_taken(n)]
+        link.netdev = msgspec.structs.replace(link.netdev, altnames=(*link.netdev.altnames, *new))
+
+    def remove_altnames(self, ifindex: int, names: Sequence[str]) -> None:
+        link = self._change(ifindex, "remove_altnames")
+        left = tuple(n for n in link.netdev.altnames if n not in names)
+        link.netdev = msgspec.structs.replace(link.netdev, altnames=left)
+
+    def set_vf(self, pf_ifindex: int, index: int, change: VfChange) -> None:
+        """As rtnetlink.c do_setvfinfo over igb: attribute by attribute, up to the first that is refused."""
+        with self._kernel.lock:
+            link = self._change(pf_ifindex, "set_vf")
+            assert link.parent is not None
+            owner = self._kernel.functions[link.parent]
+            if index not in owner.attributes:
+                raise KernelError(f"set attributes of vf {index}", errno.EINVAL)
+            for keys in (("mac",), ("vlan", "qos", "proto"), ("min_tx_rate", "max_tx_rate"), ("spoofchk",)):
+                self._set(owner, index, change, keys)
+            if change.link_state is not None:
+                raise KernelError(f"set attributes of vf {index}", errno.EOPNOTSUPP)
+            self._set(owner, index, change, ("trust",))
+
+    def _set(self, owner: FakeFunction, index: int, change: VfChange, keys: Sequence[str]) -> None:
+        values = {key: value for key, value in change.items() if key in keys}
+        if values.get("min_tx_rate"):
+            raise KernelError(f"set attributes of vf {index}", errno.EINVAL)
+        if values.get("proto") == "802.1ad":
+            raise KernelError(f"set attributes of vf {index}", errno.EPROTONOSUPPORT)
+        if "mac" in values:
+            (owner.mac_is_set.discard if values["mac"] == ZERO_MAC else owner.mac_is_set.add)(index)
+        owner.attributes[index] = msgspec.structs.replace(owner.attributes[index], **values)
+
+    def add_address(self, ifindex: int, address: str) -> None:
+        link = self._change(ifindex, f"add address {address}")
+        if address in link.addresses:
+            raise KernelError(f"add address {address}", errno.EEXIST)
+        link.addresses.append(address)
+
+    def addresses(self, ifindex: int) -> list[str]:
+        return list(self._get(ifindex, "addresses").addresses)
+
+    def add_route(self, ifindex: int, route: RouteSpec) -> None:
+        link = self._change(ifindex, f"add route {route.dst}")
+        if not link.netdev.up:
+            raise KernelError(f"add route {route.dst}", errno.ENETDOWN)
+        link.routes.append(route)
+
+
+def _loopback() -> FakeLink:
+    return FakeLink(Netdev(ifindex=1, name=IfName("lo"), mac=ZERO_MAC, mtu=65536))
+
+
+def _vf_address(pf: PciAddress, index: int) -> PciAddress:
+    return PciAddress(f"{pf[:-4]}1{index // 4:x}.{index % 4}")
+
+
+def _freeze(link: FakeLink) -> tuple[object, ...]:
+    netdev = msgspec.structs.replace(link.netdev, altnames=tuple(sorted(link.netdev.altnames)))
+    return (netdev.name, os.fspath(link.parent or ""), repr(netdev), repr(link.addresses), repr(link.routes))
