@@ -58,7 +58,8 @@ class KernelError(SriovError):
     def __init__(self, operation: str, code: int, hint: str = "") -> None:
         self.operation = operation
         self.code = code
-        name = errno.errorcode.get(code, str(code))
+        # ENOTSUP is the same number on Linux; the kernel's sources and man pages say EOPNOTSUPP.
+        name = "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
         super().__init__(f"{operation}: {name} ({os.strerror(code)})" + (f"; {hint}" if hint else ""))
 
     @property

@@ -84,13 +84,14 @@ def restore_macs(kernel: Kernel, host: Links, port: VfPort, administrative: Mac,
     at the end, since a driver may change it with the VF's own.
     """
     now = _attributes(kernel, host, port)
-    link = host_link(kernel, host, port.pci)
-    if now is None or (now.mac == administrative and (link is None or link.mac == own)):
+    if now is None:
         return
+    # Where the PF mirrors the VF's MAC, equal values do not tell whether one is set: write zeros anyway.
     mirrored = _mirrors(kernel, port) and own is not None and administrative in (ZERO_MAC, own)
-    first = ZERO_MAC if mirrored else administrative
-    if now.mac != first:
-        set_vf_attributes(kernel, host, port, VfChange(mac=first))
+    if mirrored:
+        _write(kernel, host, port, pf_link(kernel, host, port.pf), VfChange(mac=ZERO_MAC))
+    else:
+        set_vf_attributes(kernel, host, port, VfChange(mac=administrative))
     if own is not None:
         set_vf_mac(kernel, host, port.pci, own, again=mirrored)
     set_vf_attributes(kernel, host, port, VfChange(mac=administrative))

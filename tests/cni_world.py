@@ -1,0 +1,146 @@
+"""A node in memory for tests of ADD and DEL: two PFs of seven VFs each, pods, and the CNI handler."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from sriov_cni.attach import Attacher
+from sriov_cni.attachment import Attachment
+from sriov_cni.executor import Checkpoint, no_checkpoint
+from sriov_cni.handler import CniHandler
+from sriov_cni.messages import CniReply, CniRequest
+from tests.fake_kernel import FakeKernel
+from vf_manager.locks import DeviceLocks
+from vf_manager.model import PciAddress
+from vf_manager.records import RecordStore
+
+PF0 = PciAddress("0000:01:00.0")
+PF1 = PciAddress("0000:02:00.0")
+IPAM = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.56.0.0/24", "gateway": "10.56.0.1"}], [{"subnet": "fd00:56::/64"}]],
+    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.99.0.0/16", "gw": "10.56.0.2", "priority": 50}],
+}
+
+
+def quiet_log() -> FilteringBoundLogger:
+    log: FilteringBoundLogger = structlog.get_logger()
+    return log
+
+
+class Died(BaseException):
+    """The process ends here: nothing after this point runs in it."""
+
+
+class HookedStore(RecordStore[Attachment]):
+    """Counts as a place to fail or die, before and after each change on disk."""
+
+    def __init__(self, directory: Path, on_change: Callable[[str], None]) -> None:
+        super().__init__(directory, Attachment)
+        self._on_change = on_change
+
+    def write(self, key: str, record: Attachment) -> None:
+        self._on_change("write record")
+        super().write(key, record)
+        self._on_change("record written")
+
+    def remove(self, key: str) -> None:
+        self._on_change("remove record")
+        super().remove(key)
+        self._on_change("record removed")
+
+
+@dataclasses.dataclass
+class State:
+    """Kernel, leases and records, comparable. `links`: by namespace."""
+
+    functions: dict[PciAddress, object]
+    links: dict[int, list[tuple[object, ...]]]
+    leases: list[str]
+    records: list[str]
+
+    def without(self, netns: int) -> "State":
+        """The same, after that namespace is gone."""
+        links = {number: found for number, found in self.links.items() if number != netns}
+        return dataclasses.replace(self, links=links)
+
+
+class World:
+    """`start_agent` again stands for a restart of the agent: only the kernel and the files stay."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.kernel = FakeKernel()
+        for number, pf in enumerate((PF0, PF1)):
+            self.kernel.add_pf(pf, f"ens{number}")
+            self.kernel.set_num_vfs(pf, 7)
+        self.not_ready: Callable[[], str | None] = lambda: None
+        self.pooled = {vf for pf in (PF0, PF1) for vf in self.vfs(pf)}
+        self.start_agent()
+
+    def start_agent(self, checkpoint: Checkpoint = no_checkpoint) -> None:
+        log = quiet_log()
+        self.records = HookedStore(self.root / "attachments", checkpoint)
+        self.attacher = Attacher(
+            self.kernel,
+            self.records,
+            DeviceLocks(),
+            lambda pci: "pool" if pci in self.pooled else None,
+            log,
+            boot_id="boot-1",
+            lease_dir=self.root / "leases",
+            checkpoint=checkpoint,
+        )
+        self.handler = CniHandler(self.attacher, lambda: self.not_ready(), log)
+
+    def vfs(self, pf: PciAddress) -> list[PciAddress]:
+        function = self.kernel.read_function(pf)
+        assert function is not None
+        return [address for _, address in function.virtfns]
+
+    def new_pod(self, name: str) -> int:
+        return self.kernel.new_netns(f"/run/netns/{name}")
+
+    def call(self, command: str, container: str, netns: int | None, conf: object, **env: str) -> CniReply:
+        path = next((p for p, n in self.kernel.paths.items() if n == netns), "/run/netns/gone")
+        variables = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": path,
+            "CNI_IFNAME": "net1",
+            "CNI_PATH": "/opt/cni/bin",
+        } | env
+        stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
+        return self.handler(CniRequest(variables, stdin, netns_fd=netns, netns_errno=0 if netns else 2))
+
+    def leases(self) -> list[str]:
+        """Addresses that are held, as files of the reference plugin."""
+        found = (self.root / "leases").glob("*/*")
+        return sorted(p.name for p in found if p.name[0] in "0123456789f")
+
+    def state(self) -> "State":
+        """What must be as before once an attachment is gone."""
+        functions, links = self.kernel.snapshot()
+        return State(functions, links, self.leases(), self.records.list_keys())
+
+
+def conf_of(device: str, **options: Any) -> dict[str, Any]:
+    base = {"cniVersion": "1.1.0", "name": "underlay", "type": "sriov-underlay", "deviceID": device}
+    return base | {"ipam": IPAM} | options
+
+
+def error_of(reply: CniReply) -> tuple[int, str]:
+    assert reply.exit_code == 1, reply
+    error = json.loads(reply.stdout)
+    return error["code"], error["msg"]
+
+
+def result_of(reply: CniReply) -> dict[str, Any]:
+    assert reply.exit_code == 0, reply
+    result: dict[str, Any] = json.loads(reply.stdout)
+    return result
