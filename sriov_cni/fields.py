@@ -57,10 +57,10 @@ class Fields:
 
     def switch(self, key: str) -> bool | None:
         """The strings "on" and "off"."""
-        value = self.string(key)
-        if value not in (None, "on", "off"):
+        value = self.values.get(key)
+        if value not in (None, "", "on", "off"):
             raise InvalidInput(self.path_of(key), value, '"on" or "off"')
-        return None if value is None else value == "on"
+        return value == "on" if value else None
 
     def child(self, key: str) -> "Fields | None":
         value = self.values.get(key)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from vf_manager.errors import CorruptRecord, InvalidInput, KernelError, Refused, SriovError, shorten
+from vf_manager.errors import CorruptRecord, InvalidInput, KernelError, NotFound, Refused, SriovError, shorten
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
@@ -128,6 +128,7 @@ _CODES: tuple[tuple[type[SriovError], ErrorCode], ...] = (
     (Undecodable, ErrorCode.UNDECODABLE),
     (InvalidInput, ErrorCode.INVALID_CONFIG),
     (Refused, ErrorCode.INVALID_CONFIG),  # the config asks for what is not allowed here
+    (NotFound, ErrorCode.INVALID_CONFIG),  # or for what is not there
     (KernelError, ErrorCode.IO_FAILURE),
     (CorruptRecord, ErrorCode.IO_FAILURE),
 )

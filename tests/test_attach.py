@@ -133,7 +133,7 @@ def test_an_interface_that_has_the_name_is_left_as_it_was(world: World, vf: PciA
     ("device", "code", "words"),
     [
         (PF0, 7, "0000:01:00.0 is a physical function; only a virtual function (VF) can be given"),
-        ("0000:09:00.0", 999, "there is no PCI device 0000:09:00.0 on this node"),
+        ("0000:09:00.0", 7, "there is no PCI device 0000:09:00.0 on this node"),
         ("../../etc", 7, "deviceID: '../../etc' is not valid; expected a PCI address"),
         (None, 7, "deviceID: None is not valid; expected the PCI address of a VF"),
     ],

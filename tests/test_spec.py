@@ -130,7 +130,7 @@ def test_any_text_makes_a_well_formed_error(msg: str, details: str) -> None:
         (errors.Busy("x"), 11),
         (errors.Exhausted("x"), 11),
         (errors.KernelError("move", 16), 11),
-        (errors.NotFound("x"), 999),
+        (errors.NotFound("x"), 7),
     ],
 )
 def test_every_error_has_its_code(error: errors.SriovError, code: int) -> None:
