@@ -14,7 +14,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,SRIOV_CACHE_DIR)
 CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 
-.PHONY: help demo test lint test-unit test-netns test-rig setup setup-rig shim proto requirements clean
+.PHONY: help demo test lint test-unit test-netns test-rig setup setup-rig shim proto requirements install clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,22 @@ shim: $(SHIM)
 $(SHIM): sriov_cni/shim/shim.c
 	@mkdir -p build
 	@.ci/step "compile $@" bash -c '$(CC) $(CFLAGS) -o $@.new $< && mv $@.new $@'
+
+PREFIX ?= /opt/sriov-underlay
+CNI_BIN ?= /opt/cni/bin
+CONFIG_DIR ?= /etc/sriov-underlay
+UNIT_DIR ?= /etc/systemd/system
+
+install: shim ## the agent, the CNI executable and the systemd unit, on this node (as root)
+	@.ci/host-setup base
+	@.ci/step "install into $(PREFIX)" bash -c '$(BASE_PYTHON) -m venv $(PREFIX) && \
+	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt && \
+	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .'
+	install -d -m 755 $(CNI_BIN) $(CONFIG_DIR) $(UNIT_DIR)
+	install -m 755 $(SHIM) $(CNI_BIN)/.sriov-underlay.new && mv $(CNI_BIN)/.sriov-underlay.new $(CNI_BIN)/sriov-underlay
+	[ -e $(CONFIG_DIR)/config.yaml ] || install -m 644 manifests/config.yaml $(CONFIG_DIR)/config.yaml
+	install -m 644 manifests/sriov-agent.service $(UNIT_DIR)/sriov-agent.service
+	@echo "Installed. Next: edit $(CONFIG_DIR)/config.yaml, then systemctl enable --now sriov-agent"
 
 proto: setup ## generate the gRPC code from device_plugin/proto
 	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args
