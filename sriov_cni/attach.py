@@ -16,11 +16,11 @@ from sriov_cni.ipam.lease_dir import OwnerCache
 from sriov_cni.netconf import CniCall
 from sriov_cni.spec import Interface, Result
 from sriov_cni.steps import plan_steps, refuse_taken_name
-from vf_manager.discovery import read_vf
+from vf_manager.discovery import find_pf_of, read_vf
 from vf_manager.errors import Busy, InvalidInput, NotFound, Refused, SriovError
 from vf_manager.kernel.api import Kernel, NetnsHandle
 from vf_manager.locks import DeviceLocks
-from vf_manager.model import PciAddress, Vf
+from vf_manager.model import PciAddress
 from vf_manager.records import RecordStore
 from vf_manager.vf_attributes import VfPort
 
@@ -70,9 +70,14 @@ class Attacher:
             raise InvalidInput("deviceID", None, "the PCI address of a VF, from the device plugin or Multus")
         sandbox = self._kernel.netns(netns_fd)
         try:
-            vf = self._find_vf(device)
-            with self._locks.vf(vf.pf_pci, vf.pci, _LOCK_TIMEOUT_S):
-                return self._add(call, vf, sandbox)
+            try:
+                pf = find_pf_of(self._kernel, device)
+            except (NotFound, Refused) as e:
+                raise type(e)(f"deviceID: {e}") from e
+            if self._pool_of(device) is None:
+                raise Refused(f"deviceID: VF {device} is in no pool of this node's configuration")
+            with self._locks.vf(pf, device, _LOCK_TIMEOUT_S):
+                return self._add(call, device, netns_fd, sandbox)
         finally:
             sandbox.close()
 
@@ -107,29 +112,20 @@ class Attacher:
             except SriovError as e:
                 self._log.warning("half-done attachment stays on record", error=str(e), **_fields(record))
 
-    def _find_vf(self, device: PciAddress) -> Vf:
-        with self._kernel.links() as host:
-            vf = read_vf(self._kernel, host, device, with_attributes=False)
-        if self._pool_of(vf.pci) is None:
-            raise Refused(
-                f"deviceID: VF {vf.pci} is in no pool of this node's configuration; it is not ours to give"
-            )
-        return vf
-
-    def _add(self, call: CniCall, vf: Vf, sandbox: NetnsHandle) -> Result:
+    def _add(self, call: CniCall, vf: PciAddress, netns_fd: int, sandbox: NetnsHandle) -> Result:
         assert call.ifname is not None
         key = attachment_key(call.container_id, call.ifname)
-        ipam = self._ipam(call.conf.ipam, call.conf.name)
-        with open_ground(self._kernel, sandbox, ipam) as ground:
-            replay = self._replay(key, vf, sandbox, ground)
-            if replay is not None:
-                return replay
-            self._refuse_owned(key, vf, ground)
+        with open_ground(self._kernel, sandbox, self._ipam(call.conf.ipam, call.conf.name)) as ground:
+            standing = self._records.read(key)
+            if standing is not None:
+                if (result := _replayed(standing, vf, sandbox, ground)) is not None:
+                    return result
+                self._take_back(standing, netns_fd)
+            self._refuse_owned(vf, ground)
             record = self._intent(call, vf, sandbox, ground)
             if ground.pod is None or record.original.netdev is None:
-                self._refuse_without_interface(vf)
-            else:
-                refuse_taken_name(ground.pod, call.ifname)
+                raise _no_interface(record)
+            refuse_taken_name(ground.pod, call.ifname)
             self._own(record)
             return self._attach(record, call, ground)
 
@@ -165,44 +161,24 @@ class Attacher:
         self._disown(record)
         log.info("detached")
 
-    def _replay(self, key: str, vf: Vf, sandbox: NetnsHandle, ground: Ground) -> Result | None:
-        """The recorded result, if this very attachment stands already (a runtime may call ADD again)."""
-        record = self._records.read(key)
-        if record is None:
-            return None
-        if record.port.pci != vf.pci:
-            raise Refused(
-                f"CNI_IFNAME: {record.ifname!r} of this container is VF {record.port.pci}, not {vf.pci}"
-            )
-        there = ground.in_pod(vf.pci)
-        if (
-            record.state is State.ATTACHED
-            and record.sandbox.id == sandbox.id
-            and there is not None
-            and there.name == record.ifname
-        ):
-            return record.result
-        self._take_back(record, None)
-        return None
-
-    def _refuse_owned(self, key: str, vf: Vf, ground: Ground) -> None:
+    def _refuse_owned(self, vf: PciAddress, ground: Ground) -> None:
         """One owner per VF. One whose namespace is gone is none any more: the kernel gave the VF back."""
         with self._guard:
-            owner = self._owners.get(vf.pci)
-        record = self._records.read(owner) if owner and owner != key else None
+            owner = self._owners.get(vf)
+        record = self._records.read(owner) if owner else None
         if record is None:
             return
-        if record.original.netdev is not None and ground.in_host(vf.pci) is not None:
+        if record.original.netdev is not None and ground.in_host(vf) is not None:
             self._log.warning("the pod of this attachment is gone without a DEL", **_fields(record))
             self._take_back(record, None)
             return
-        raise Busy(f"deviceID: VF {vf.pci} is attached to another pod; try again when that pod is gone")
+        raise Busy(f"deviceID: VF {vf} is attached to another pod; try again when that pod is gone")
 
-    def _intent(self, call: CniCall, vf: Vf, sandbox: NetnsHandle, ground: Ground) -> Attachment:
+    def _intent(self, call: CniCall, vf: PciAddress, sandbox: NetnsHandle, ground: Ground) -> Attachment:
         assert call.ifname is not None
         conf = call.conf
         with_attributes = not conf.change.is_empty()
-        now = read_vf(self._kernel, ground.host, vf.pci, with_attributes=with_attributes)
+        now = read_vf(self._kernel, ground.host, vf, with_attributes=with_attributes)
         if with_attributes and now.attributes is None:
             asked = ", ".join(key for key, _ in conf.change.items())
             raise Refused(f"{asked}: PF {now.pf_pci} does not report the attributes of VF {now.pci}")
@@ -216,16 +192,6 @@ class Attacher:
             original=Original(driver=now.driver, netdev=now.netdev, attributes=now.attributes),
             asked=Asked(change=conf.change, mac=conf.mac, mtu=conf.mtu),
             lease=_lease_ref(conf.ipam),
-        )
-
-    def _refuse_without_interface(self, vf: Vf) -> None:
-        if vf.driver in _USERSPACE_DRIVERS:
-            raise Refused(
-                f"deviceID: VF {vf.pci} is bound to {vf.driver} and has no network interface to move"
-            )
-        raise NotFound(
-            f"deviceID: VF {vf.pci} (driver {vf.driver or 'none'}) has no network interface on the host;"
-            " is it in another network namespace, or its driver not loaded?"
         )
 
     def _own(self, record: Attachment) -> None:
@@ -251,6 +217,28 @@ class Attacher:
         if record.lease is None or record.lease.kind != "host-local":
             return None
         return self._ipam(HostLocalConf(range_sets=(), data_dir=record.lease.data_dir), record.network)
+
+
+def _replayed(record: Attachment, vf: PciAddress, sandbox: NetnsHandle, ground: Ground) -> Result | None:
+    """The recorded result, if this very attachment stands (a runtime may call ADD again); None if it is
+    half-done or its pod is another one now."""
+    if record.port.pci != vf:
+        raise Refused(
+            f"CNI_IFNAME: {record.ifname!r} of this container is VF {record.port.pci} already, not {vf}"
+        )
+    there = ground.in_pod(vf)
+    same_pod = record.sandbox.id == sandbox.id and there is not None and there.name == record.ifname
+    return record.result if record.state is State.ATTACHED and same_pod else None
+
+
+def _no_interface(record: Attachment) -> SriovError:
+    pci, driver = record.port.pci, record.original.driver
+    if driver in _USERSPACE_DRIVERS:
+        return Refused(f"deviceID: VF {pci} is bound to {driver} and has no network interface to move")
+    return NotFound(
+        f"deviceID: VF {pci} (driver {driver or 'none'}) has no network interface on the host;"
+        " is it in another network namespace, or its driver not loaded?"
+    )
 
 
 def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:

@@ -27,18 +27,24 @@ def read_pfs(kernel: Kernel) -> tuple[Pf, ...]:
     return tuple(pfs)
 
 
-def read_vf(kernel: Kernel, links: Links, pci: PciAddress, *, with_attributes: bool = True) -> Vf:
-    """One VF, now. `links` are the host's. Raises NotFound (no such device) and Refused (not a VF)."""
+def find_pf_of(kernel: Kernel, pci: PciAddress) -> PciAddress:
+    """The PF of a VF, by sysfs alone. Raises NotFound (no such device) and Refused (not a VF)."""
     function = kernel.read_function(pci)
     if function is None:
-        raise NotFound(f"deviceID: there is no PCI device {pci} on this node")
+        raise NotFound(f"there is no PCI device {pci} on this node")
     if function.physfn is None:
         kind = "a physical function" if function.total_vfs else "not an SR-IOV virtual function"
-        raise Refused(f"deviceID: {pci} is {kind}; only a virtual function (VF) can be given to a pod")
-    pf = kernel.read_function(function.physfn)
+        raise Refused(f"{pci} is {kind}; only a virtual function (VF) can be given to a pod")
+    return function.physfn
+
+
+def read_vf(kernel: Kernel, links: Links, pci: PciAddress, *, with_attributes: bool = True) -> Vf:
+    """One VF, now. `links` are the host's. Raises NotFound (no such device) and Refused (not a VF)."""
+    pf = kernel.read_function(find_pf_of(kernel, pci))
+    function = kernel.read_function(pci)
     index = next((i for i, address in pf.virtfns if address == pci), None) if pf else None
-    if pf is None or index is None:
-        raise NotFound(f"VF {pci} is going away: its PF {function.physfn} does not list it any more")
+    if pf is None or function is None or index is None:
+        raise NotFound(f"VF {pci} is going away: its PF does not list it any more")
     attributes = pf_link(kernel, links, pf.pci, with_vfs=True).vfs.get(index) if with_attributes else None
     return _vf(function, pf.pci, index, _function_netdev(links, function), attributes)
 

@@ -63,14 +63,13 @@ def restore_vf_attributes(kernel: Kernel, host: Links, port: VfPort, original: V
         raise failures[0]
 
 
-def set_vf_mac(kernel: Kernel, host: Links, pci: PciAddress, mac: Mac, *, again: bool = False) -> None:
+def set_vf_mac(kernel: Kernel, host: Links, pci: PciAddress, mac: Mac) -> None:
     """Set the MAC of the VF's own interface and see that it took. The interface is in the host's namespace;
-    a VF without one (vfio-pci) has no MAC of its own to set. `again`: write it even if it is so already."""
+    a VF without one (vfio-pci) has no MAC of its own to set."""
     deadline = time.monotonic() + _MAC_DEADLINE_S
-    while (netdev := host_link(kernel, host, pci)) and (again or netdev.mac != mac):
+    while (netdev := host_link(kernel, host, pci)) and netdev.mac != mac:
         try:
             host.set_link(netdev.ifindex, LinkChange(mac=mac))
-            again = False
         except KernelError as e:
             if e.code not in _MAC_RETRIED or time.monotonic() > deadline:
                 raise
@@ -93,8 +92,15 @@ def restore_macs(kernel: Kernel, host: Links, port: VfPort, administrative: Mac,
     else:
         set_vf_attributes(kernel, host, port, VfChange(mac=administrative))
     if own is not None:
-        set_vf_mac(kernel, host, port.pci, own, again=mirrored)
+        if mirrored:  # the driver hears of a MAC only when it changes (net/core/dev.c dev_set_mac_address)
+            set_vf_mac(kernel, host, port.pci, _stand_in(own))
+        set_vf_mac(kernel, host, port.pci, own)
     set_vf_attributes(kernel, host, port, VfChange(mac=administrative))
+
+
+def _stand_in(mac: Mac) -> Mac:
+    """Another MAC for a moment. Far from this one: the last octets of VFs next to each other are often, too."""
+    return Mac(f"{int(mac[:2], 16) ^ 0x40:02x}{mac[2:]}")
 
 
 def difference(now: VfAttributes, wanted: VfChange) -> VfChange:

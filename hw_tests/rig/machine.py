@@ -1,0 +1,145 @@
+"""Adapter: the emulated machine: QEMU with two igb NICs on one wire, and byte channels into the guest."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from hw_tests.rig.host import RigError, run, which
+from hw_tests.rig.image import BaseImage
+from hw_tests.rig.qmp import Qmp
+
+# With 4 GiB the emulated PF never answers its VFs' mailbox.
+_MEMORY = "2G"
+_KERNEL_ARGUMENTS = (
+    "console=ttyS0 loglevel=4 intel_iommu=on iommu=pt panic=-1 oops=panic "
+    "random.trust_cpu=on mitigations=off audit=0 nokaslr no_timer_check"
+)
+NICS = 2
+
+
+class Channel:
+    """A byte stream from the guest, read to its end by a thread of its own."""
+
+    def __init__(self, name: str, consume: Callable[[bytes], object]) -> None:
+        self.name = name
+        self._ours, self.theirs = socket.socketpair()
+        self._consume = consume
+        self._thread = threading.Thread(target=self._read, name=f"rig-{name}", daemon=True)
+
+    def start(self) -> None:
+        """QEMU holds its end now: with ours of it closed, the stream ends when QEMU does."""
+        self.theirs.close()
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._ours:
+            while data := self._ours.recv(65536):
+                self._consume(data)
+
+    def finish(self) -> None:
+        """Wait for the last byte; QEMU has to have ended."""
+        self._thread.join()
+
+
+class Machine:
+    """A running QEMU; leaving the context ends it. Its disks are never written to."""
+
+    def __init__(
+        self, base: BaseImage, disks: list[Path], initramfs: Path, console: Path, channels: list[Channel]
+    ) -> None:
+        self._channels = channels
+        self._control, theirs = socket.socketpair()
+        self.qmp = Qmp(self._control)
+        command = _command_line(base, disks, initramfs, console, channels, theirs.fileno())
+        fds = [theirs.fileno(), *(channel.theirs.fileno() for channel in channels)]
+        # setpriv: QEMU goes with its launcher, however that goes. A session of its own: Ctrl-C is ours.
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=fds,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(console.parent)},
+        )
+        theirs.close()
+
+    def __enter__(self) -> "Machine":
+        for channel in self._channels:
+            channel.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        for channel in self._channels:
+            channel.finish()
+        self.qmp.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the machine switched itself off within the time. QEMU's own complaint raises."""
+        try:
+            said, _ = self._process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        if self._process.returncode != 0:
+            raise RigError(
+                f"QEMU ended with code {self._process.returncode}:\n{said.decode(errors='replace')}"
+            )
+        return True
+
+
+def require_igb() -> None:
+    """Refuse a QEMU that has no emulated 82576."""
+    if '"igb"' not in run(["qemu-system-x86_64", "-device", "help"]):
+        version = run(["qemu-system-x86_64", "--version"]).splitlines()[0]
+        raise RigError(
+            f"{version} has no igb device (8.0 or newer has it); '.ci/host-setup rig' installs one that has"
+        )
+
+
+def _command_line(
+    base: BaseImage, disks: list[Path], initramfs: Path, console: Path, channels: list[Channel], control: int
+) -> list[str]:
+    command = [which("qemu-system-x86_64") or "qemu-system-x86_64", "-nodefaults", "-no-user-config"]
+    # rdrand: without it the first Python waits a second for the kernel's random numbers.
+    command += ["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand"]
+    command += ["-smp", "2", "-m", _MEMORY]
+    command += ["-device", "intel-iommu", "-display", "none", "-no-reboot"]
+    command += ["-kernel", str(base.kernel), "-initrd", str(initramfs), "-append", _KERNEL_ARGUMENTS]
+    command += ["-chardev", f"file,id=console,path={_quoted(console)}", "-serial", "chardev:console"]
+    command += ["-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control"]
+    for disk in disks:
+        command += ["-drive", f"if=virtio,format=raw,snapshot=on,cache=unsafe,file={_quoted(disk)}"]
+    command += ["-device", "virtio-serial-pci"]
+    for channel in channels:
+        command += ["-chardev", f"socket,id={channel.name},fd={channel.theirs.fileno()}"]
+        command += ["-device", f"virtserialport,chardev={channel.name},name=rig.{channel.name}"]
+    for nic in range(1, NICS + 1):
+        command += ["-device", f"pcie-root-port,id=rp{nic},chassis={nic},slot={nic}"]
+        command += ["-netdev", f"hubport,id=wire{nic},hubid=0"]
+        mac = f"52:54:00:82:57:6{nic}"
+        # Without a root port of its own a NIC shows no VFs; without a boot ROM the BIOS is done sooner.
+        command += ["-device", f"igb,id=nic{nic},netdev=wire{nic},bus=rp{nic},romfile=,mac={mac}"]
+    return command
+
+
+def _quoted(path: Path) -> str:
+    """A comma ends a value on QEMU's command line unless it is doubled."""
+    return str(path).replace(",", ",,")
+
+
+def terminate_on_sigterm() -> None:
+    """Make SIGTERM unwind like Ctrl-C does, so that everything is put away."""
+
+    def unwind(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, unwind)
