@@ -1,5 +1,6 @@
 """Orchestrator: the `sriovctl` command."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from vf_manager.discovery import read_pfs
 from vf_manager.errors import SriovError
 from vf_manager.kernel.linux import LinuxKernel
 from vf_manager.model import PciAddress, Pf, Vf
+
+_PIPE_WIDTH = 240
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Looks at the SR-IOV devices of this node."
@@ -40,7 +43,10 @@ def vfs(
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(_document(pfs, owners)), indent=2).decode())
         return
-    console = Console()
+    # ":cd:" in a MAC address is an emoji to rich; and only a terminal has an edge to cut a line at.
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not sys.stdout.isatty():
+        console.width = _PIPE_WIDTH
     if not pfs:
         console.print("This node has no SR-IOV capable NIC: no PCI device here has sriov_totalvfs.")
         return
@@ -160,3 +166,7 @@ def _user(owner: Attachment | None) -> str:
 
 def run() -> None:
     app()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,20 +1,21 @@
 """Orchestrator: ADD and DEL of one VF, the records that own it, and what a killed process left half-done."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attachment import Asked, Attachment, LeaseRef, Original, Sandbox, State, attachment_key
+from sriov_cni.check import find_drift
 from sriov_cni.executor import Checkpoint, apply_steps, no_checkpoint, undo_steps
 from sriov_cni.ground import Ground, open_ground, opened_sandbox
 from sriov_cni.ipam.config import HostLocalConf, IpamConf
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
 from sriov_cni.ipam.lease_dir import OwnerCache
 from sriov_cni.netconf import CniCall
-from sriov_cni.spec import Interface, Result
+from sriov_cni.spec import CheckFailed, Interface, Result
 from sriov_cni.steps import plan_steps, refuse_taken_name
 from vf_manager.discovery import find_pf_of, read_vf
 from vf_manager.errors import Busy, InvalidInput, NotFound, Refused, SriovError
@@ -98,6 +99,42 @@ class Attacher:
         engine = self._ipam(ipam, network)
         if engine is not None and self._records.read(attachment_key(container_id, ifname)) is None:
             engine.delete(container_id, ifname)
+
+    def check(self, call: CniCall, netns_fd: int) -> None:
+        """Raises CheckFailed with everything that is not as ADD left it."""
+        if call.conf.prev_result is None:
+            raise InvalidInput("prevResult", None, "the result of the ADD (CHECK needs it)")
+        assert call.ifname is not None
+        record = self._records.read(attachment_key(call.container_id, call.ifname))
+        if record is None or record.network != call.conf.name:
+            raise CheckFailed(f"nothing of network {call.conf.name} is attached as {call.ifname} here")
+        with (
+            self._locks.vf(record.port.pf, record.port.pci, _LOCK_TIMEOUT_S),
+            opened_sandbox(self._kernel, netns_fd, record.sandbox) as sandbox,
+            open_ground(self._kernel, sandbox, None) as ground,
+        ):
+            problems = find_drift(record, call.conf.prev_result, ground)
+        if problems:
+            raise CheckFailed("; ".join(problems))
+        if (ipam := self._ipam(call.conf.ipam, call.conf.name)) is not None:
+            ipam.check(record.container_id, record.ifname)
+
+    def collect(self, network: str, ipam: IpamConf | None, valid: Set[tuple[str, str]]) -> None:
+        """GC: take back every attachment of this network that is not valid, past errors; raises the first."""
+        failures: list[SriovError] = []
+        for key in self._records.list_keys():
+            record = self._records.read(key)
+            if record is None or record.network != network or (record.container_id, record.ifname) in valid:
+                continue
+            try:
+                self.delete(record.container_id, record.ifname, None)
+            except SriovError as e:
+                failures.append(e)
+        engine = self._ipam(ipam, network)
+        if engine is not None and not failures:
+            engine.keep_only(valid)
+        if failures:
+            raise failures[0]
 
     def recover(self) -> None:
         """At start: take back what an earlier process left half-done. What cannot be undone yet stays on

@@ -50,8 +50,14 @@ class CniHandler:
                 if reason is not None:
                     raise NotReady(reason)
                 return b""
-            case Command.CHECK | Command.GC:
-                raise BadEnvironment("CNI_COMMAND", str(call.command), "ADD, DEL, STATUS or VERSION")
+            case Command.CHECK:
+                self._attacher.check(call, _netns_fd(request))
+                return b""
+            case Command.GC:
+                if call.conf.valid_attachments is not None:
+                    valid = frozenset(call.conf.valid_attachments)
+                    self._attacher.collect(call.conf.name, call.conf.ipam, valid)
+                return b""
             case _:
                 assert_never(call.command)
 

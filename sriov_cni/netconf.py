@@ -21,7 +21,15 @@ import msgspec
 from sriov_cni.environment import NAME, Command, Environment, Pod, parse_environment
 from sriov_cni.fields import Fields, as_fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam, salvage_ipam
-from sriov_cni.spec import NEWEST_VERSION, SUPPORTED_VERSIONS, Dns, IncompatibleVersion, Undecodable
+from sriov_cni.prev_result import parse_prev_result
+from sriov_cni.spec import (
+    NEWEST_VERSION,
+    SUPPORTED_VERSIONS,
+    Dns,
+    IncompatibleVersion,
+    Result,
+    Undecodable,
+)
 from vf_manager.errors import InvalidInput
 from vf_manager.model import (
     IfName,
@@ -46,6 +54,7 @@ _OUR_KEYS = frozenset(
         *("link_state", "min_tx_rate", "max_tx_rate", "logLevel", "logFile"),
     }
 )
+_VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 _SINCE = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
 _MOST_LEVELS = 64
 _SHALLOW = f"a JSON object of fewer than {_MOST_LEVELS} levels"
@@ -70,6 +79,8 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     dns: Dns = Dns()
     log_level: str | None = None
     log_file: str | None = None
+    prev_result: Result | None = None
+    valid_attachments: tuple[tuple[str, str], ...] | None = None  # GC: (container id, ifname); None: no list
 
 
 class CniCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +120,10 @@ def parse_call(env: Mapping[str, str], stdin: bytes) -> CniCall:
     top = Fields(decode_object(stdin))
     version = _parse_version(top, environment.command)
     if environment.command.cleans:
-        return CniCall(env=environment, conf=_parse_identity(top, version))
+        conf = _parse_identity(top, version)
+        if environment.command is Command.GC:
+            conf = msgspec.structs.replace(conf, valid_attachments=_parse_valid_attachments(top))
+        return CniCall(env=environment, conf=conf)
     return CniCall(env=environment, conf=_parse_conf(top, version, environment.args))
 
 
@@ -174,8 +188,7 @@ def _parse_name(top: Fields) -> str:
 
 def _parse_conf(top: Fields, version: str, args: Mapping[str, str]) -> NetConf:
     top.refuse_unknown(_SPEC_KEYS | _OUR_KEYS, tolerated_prefix="cni.dev/")
-    for key in ("prevResult", "capabilities"):
-        top.child(key)
+    top.child("capabilities")
     top.boolean("ipMasq")
     runtime = top.child("runtimeConfig") or Fields({}, "runtimeConfig")
     cni_args = _cni_args(top)
@@ -195,7 +208,18 @@ def _parse_conf(top: Fields, version: str, args: Mapping[str, str]) -> NetConf:
         dns=parse_dns(dns) if dns else Dns(),
         log_level=_parse_choice(top, "logLevel", _LOG_LEVELS),
         log_file=top.string("logFile"),
+        prev_result=parse_prev_result(prev) if (prev := top.child("prevResult")) else None,
     )
+
+
+def _parse_valid_attachments(top: Fields) -> tuple[tuple[str, str], ...] | None:
+    """None if there is no list: then nothing may be removed. `null` is a list without entries (a Go nil).
+    libcni sends the list under the key's early name as well; the right one counts where both are."""
+    key = next((key for key in _VALID_ATTACHMENTS if key in top.values), None)
+    if key is None:
+        return None
+    entries = top.children(key)
+    return tuple((entry.required_string("containerID"), entry.required_string("ifname")) for entry in entries)
 
 
 def _cni_args(top: Fields) -> Fields:

@@ -32,6 +32,7 @@ class ErrorCode(IntEnum):
     TRY_AGAIN_LATER = 11
     NOT_AVAILABLE = 50
     LIMITED_CONNECTIVITY = 51
+    CHECK_FAILED = 100
     INTERNAL = 999
 
 
@@ -54,6 +55,10 @@ class IncompatibleVersion(InvalidInput):
 
 class Undecodable(InvalidInput):
     """What arrived on stdin is not a JSON object."""
+
+
+class CheckFailed(SriovError):
+    """The attachment is not as ADD left it. Names everything that is wrong."""
 
 
 class NotReady(SriovError):
@@ -122,6 +127,7 @@ def code_of(error: SriovError) -> ErrorCode:
 
 _CODES: tuple[tuple[type[SriovError], ErrorCode], ...] = (
     (NotReady, ErrorCode.NOT_AVAILABLE),
+    (CheckFailed, ErrorCode.CHECK_FAILED),
     (IncompatibleVersion, ErrorCode.INCOMPATIBLE_VERSION),
     (UnsupportedField, ErrorCode.UNSUPPORTED_FIELD),
     (BadEnvironment, ErrorCode.INVALID_ENVIRONMENT),

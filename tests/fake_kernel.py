@@ -6,6 +6,7 @@ tests that the running kernel passes (tests/kernel_contract.py).
 
 import dataclasses
 import errno
+import ipaddress
 import itertools
 import os
 import threading
@@ -28,6 +29,7 @@ from vf_manager.model import (
 )
 
 _NEW_VF = VfAttributes(spoofchk=True, trust=False, min_tx_rate=0, max_tx_rate=0, link_state=LinkState.AUTO)
+_DRIVERS = ("igbvf", "vfio-pci")
 _HOST_INO = 1
 
 
@@ -35,6 +37,7 @@ _HOST_INO = 1
 class FakeLink:
     netdev: Netdev
     parent: PciAddress | None = None
+    phys_port_name: str | None = None
     addresses: list[str] = dataclasses.field(default_factory=list)
     routes: list[RouteSpec] = dataclasses.field(default_factory=list)
 
@@ -64,6 +67,7 @@ class FakeKernel:
         self.paths: dict[str, int] = {}
         self.sysctls: dict[tuple[int, str], str] = {}
         self.announced: list[tuple[str, str]] = []
+        self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
 
@@ -78,8 +82,8 @@ class FakeKernel:
         self._new_link(name, address)
         return address
 
-    def add_link(self, name: str, netns: int = _HOST_INO) -> FakeLink:
-        return self._new_link(name, None, netns)
+    def add_link(self, name: str, netns: int = _HOST_INO, parent: PciAddress | None = None) -> FakeLink:
+        return self._new_link(name, parent, netns)
 
     def new_netns(self, path: str) -> int:
         """Returns what stands for a descriptor of it."""
@@ -89,7 +93,10 @@ class FakeKernel:
         return number
 
     def destroy_netns(self, number: int) -> None:
-        """VFs go back to the host, under the name they have (net/core/dev.c default_device_exit_net)."""
+        """VFs go back to the host, under the name they have (net/core/dev.c default_device_exit_net).
+
+        Done when it returns; the kernel waits for the last descriptor and then does it in the background.
+        """
         links = self.namespaces.pop(number)
         self.paths = {path: n for path, n in self.paths.items() if n != number}
         for link in links:
@@ -97,6 +104,8 @@ class FakeKernel:
                 name = link.netdev.name
                 if self.find(name):
                     name = IfName(f"dev{link.netdev.ifindex}")
+                free = tuple(altname for altname in link.netdev.altnames if not self.find(altname))
+                link.netdev = msgspec.structs.replace(link.netdev, altnames=free)
                 self._place(link, _HOST_INO, name)
 
     def find(self, name: str, netns: int = _HOST_INO) -> FakeLink | None:
@@ -104,10 +113,10 @@ class FakeKernel:
         links = self.namespaces[netns]
         return next((i for i in links if name in (i.netdev.name, *i.netdev.altnames)), None)
 
-    def snapshot(self) -> object:
+    def snapshot(self) -> tuple[dict[PciAddress, object], dict[int, list[tuple[object, ...]]]]:
         """Everything that an attachment may not leave behind, comparable with ==."""
         with self.lock:
-            functions = {
+            functions: dict[PciAddress, object] = {
                 pci: (f.function, dict(f.attributes), set(f.mac_is_set)) for pci, f in self.functions.items()
             }
             links = {n: sorted(map(_freeze, links)) for n, links in self.namespaces.items()}
@@ -128,7 +137,9 @@ class FakeKernel:
     def set_num_vfs(self, pf: PciAddress, count: int) -> None:
         self.on_change(f"set_num_vfs {count}")
         with self.lock:
-            owner = self.functions[pf]
+            owner = self._function(pf, f"write {count} to sriov_numvfs of {pf}")
+            if count == owner.function.num_vfs:
+                return
             if count and owner.function.num_vfs:
                 raise KernelError(f"write {count} to sriov_numvfs of {pf}", errno.EBUSY)
             if count > owner.function.total_vfs:
@@ -150,21 +161,22 @@ class FakeKernel:
 
     def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None:
         self.on_change("set_autoprobe")
-        owner = self.functions[pf]
+        owner = self._function(pf, f"write to sriov_drivers_autoprobe of {pf}")
         owner.function = msgspec.structs.replace(owner.function, autoprobe=enabled)
 
     def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
         self.on_change(f"bind_driver {driver}")
         with self.lock:
-            found = self.functions[pci].function
-            wanted = driver or "igbvf"
-            if found.driver == wanted:
+            found = self._function(pci, f"bind {pci}").function
+            if driver is not None and found.driver == driver:
                 return
+            self._unbind(pci)
             owner = self.functions[found.physfn] if found.physfn else None
             if driver is None and owner is not None and not owner.function.autoprobe:
-                raise KernelError(f"bind {pci} to its default driver", errno.ENODEV)
-            self._unbind(pci)
-            self._bind(pci, wanted)
+                raise KernelError(f"bind {pci} to its default driver", errno.ENODEV)  # pci_device_can_probe
+            if driver not in (None, *_DRIVERS):
+                raise KernelError(f"bind {pci} to {driver}", errno.ENODEV)
+            self._bind(pci, driver or "igbvf")
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         return {}
@@ -183,19 +195,36 @@ class FakeKernel:
 
     @contextmanager
     def links(self, netns: NetnsHandle | None = None) -> Iterator[Links]:
-        number = netns.id.ino if netns else _HOST_INO
-        if number not in self.namespaces:
-            raise KernelError("enter the network namespace", errno.EINVAL)
-        yield FakeLinks(self, number)
+        yield FakeLinks(self, self._enter(netns) if netns else _HOST_INO)
 
     def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
+        """Those of an interface are there as long as it is; any other name is taken for a known one."""
         self.on_change("write_sysctl")
-        self.sysctls[netns.id.ino, name] = value
+        number = self._enter(netns)
+        parts = name.split("/")
+        of_link = parts[2:3] == ["conf"] and len(parts) == 5 and parts[3] not in ("all", "default")
+        if not of_link or any(i.netdev.name == parts[3] for i in self.namespaces[number]):
+            self.sysctls[number, name] = value
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
+        links = self.namespaces[self._enter(netns)]
+        link = next((i for i in links if i.netdev.name == netdev.name), None)
+        if link is None or not link.netdev.up:
+            code = errno.ENETDOWN if link else errno.ENODEV
+            raise KernelError(f"announce addresses on {netdev.name}", code)
         self.announced += [(netdev.name, address) for address in addresses]
 
     # --- innards
+
+    def _enter(self, netns: NetnsHandle) -> int:
+        if netns.id.ino not in self.namespaces:
+            raise KernelError("enter the network namespace", errno.EINVAL)
+        return netns.id.ino
+
+    def _function(self, pci: PciAddress, operation: str) -> FakeFunction:
+        if pci not in self.functions:
+            raise KernelError(operation, errno.ENOENT)
+        return self.functions[pci]
 
     def _bind(self, pci: PciAddress, driver: str) -> None:
         found = self.functions[pci]
@@ -205,7 +234,7 @@ class FakeKernel:
             return
         owner = self.functions[pf]
         index = next(i for i, address in owner.function.virtfns if address == pci)
-        given = owner.attributes[index].mac
+        given = owner.attributes[index].mac if index in owner.mac_is_set else ZERO_MAC
         link = self._new_link(f"{owner.pf_name}v{index}", pci)
         if given != ZERO_MAC:
             link.netdev = msgspec.structs.replace(link.netdev, mac=given)
@@ -238,8 +267,12 @@ class FakeKernel:
         return link
 
     def _place(self, link: FakeLink, netns: int, name: IfName) -> None:
-        """What leaving a namespace does to a link: it goes down, its addresses and routes are gone."""
-        link.netdev = msgspec.structs.replace(link.netdev, name=name, up=False, carrier=False)
+        """What leaving a namespace does to a link: it goes down, its addresses and routes are gone.
+
+        Its ifindex is another one each time: the kernel keeps it only where it happens to be free.
+        """
+        number = next(self._numbers)
+        link.netdev = msgspec.structs.replace(link.netdev, ifindex=number, name=name, up=False, carrier=False)
         link.addresses = []
         link.routes = []
         self.namespaces[netns].append(link)
@@ -264,55 +297,75 @@ class FakeLinks:
         return self._get(ifindex, what)
 
     def dump(self) -> list[LinkInfo]:
-        return [LinkInfo(netdev=i.netdev, parent=i.parent) for i in self._links()]
+        return [self._info(link) for link in self._links()]
 
     def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
         for link in self._links():
-            if link.netdev.ifindex == ifindex or link.netdev.name == name:
+            if link.netdev.ifindex == ifindex or (not ifindex and link.netdev.name == name):
                 owner = self._kernel.functions.get(link.parent) if link.parent else None
-                vfs = dict(owner.attributes) if owner and with_vfs else {}
-                return LinkInfo(netdev=link.netdev, parent=link.parent, vfs=vfs)
+                return self._info(link, dict(owner.attributes) if owner and with_vfs else {})
         return None
+
+    def _info(self, link: FakeLink, vfs: dict[int, VfAttributes] | None = None) -> LinkInfo:
+        parent = link.parent if self._kernel.tells_parent else None
+        return LinkInfo(netdev=link.netdev, parent=parent, phys_port_name=link.phys_port_name, vfs=vfs or {})
 
     def name_taken(self, name: str) -> bool:
         return self._kernel.find(name, self._netns) is not None
 
     def set_link(self, ifindex: int, change: LinkChange) -> None:
+        """As rtnetlink.c do_setlink: part by part, up to the first that is refused."""
         with self._kernel.lock:
-            link = self._change(ifindex, f"set {change.describe()}")
-            fields = {k: v for k in change.__struct_fields__ if (v := getattr(change, k)) is not None}
+            what = f"set {change.describe()}"
+            link = self._change(ifindex, what)
+            if change.mac is not None and change.mac != link.netdev.mac:
+                if int(change.mac[:2], 16) & 1 or change.mac == ZERO_MAC:
+                    raise KernelError(what, errno.EADDRNOTAVAIL)
+                if link.parent is not None:
+                    self._kernel.mirror_mac(link.parent, change.mac)
+            self._replace(link, mac=change.mac)
             if change.mtu is not None and not 68 <= change.mtu <= 9216:
-                raise KernelError(f"set mtu {change.mtu}", errno.EINVAL, "mtu outside the device's limits")
+                raise KernelError(what, errno.EINVAL, "mtu outside the device's limits")
+            self._replace(link, mtu=change.mtu)
             if change.name is not None and change.name != link.netdev.name and self.name_taken(change.name):
-                raise KernelError(f"set name {change.name}", errno.EEXIST)
-            if change.mac is not None and link.parent is not None:
-                self._kernel.mirror_mac(link.parent, change.mac)
-            if change.up is not None:
-                fields["carrier"] = change.up
-            link.netdev = msgspec.structs.replace(link.netdev, **fields)
+                raise KernelError(what, errno.EEXIST)
+            self._replace(link, name=change.name, up=change.up, carrier=change.up)
+
+    def _replace(self, link: FakeLink, **fields: object) -> None:
+        asked = {key: value for key, value in fields.items() if value is not None}
+        link.netdev = msgspec.structs.replace(link.netdev, **asked)
 
     def move(self, ifindex: int, target: NetnsHandle, name: IfName) -> None:
+        """As __dev_change_net_namespace, where the name it has now counts first, and then do_setlink."""
         with self._kernel.lock:
-            link = self._change(ifindex, "move")
-            number = target.id.ino
-            for wanted in (*link.netdev.altnames,):
-                if self._kernel.find(wanted, number):
-                    raise KernelError(f"move link {ifindex}", errno.EEXIST)
+            what = f"move link {ifindex}"
+            link = self._change(ifindex, what)
+            number = self._kernel._enter(target)
+            if number == self._netns:
+                return self.set_link(ifindex, LinkChange(name=name))
+            own_is_taken = self._kernel.find(link.netdev.name, number) is not None
+            new_is_taken = self._kernel.find(name, number) is not None
+            if own_is_taken and new_is_taken:
+                raise KernelError(what, errno.EEXIST)
+            if any(self._kernel.find(altname, number) for altname in link.netdev.altnames):
+                raise KernelError(what, errno.EEXIST)
             self._links().remove(link)
-            taken = self._kernel.find(name, number) is not None
-            self._kernel._place(link, number, link.netdev.name if taken else name)
-            if taken:
-                raise KernelError(f"move link {ifindex}", errno.EEXIST)
+            new_is_taken = new_is_taken or name in link.netdev.altnames
+            self._kernel._place(link, number, link.netdev.name if new_is_taken else name)
+            if new_is_taken:
+                raise KernelError(what, errno.EEXIST)
+            return None
 
     def add_altnames(self, ifindex: int, names: Sequence[str]) -> None:
-        link = self._change(ifindex, "add_altnames")
-        new = [n for n in names if not self.name_taken(n)]
-        link.netdev = msgspec.structs.replace(link.netdev, altnames=(*link.netdev.altnames, *new))
+        for name in names:
+            link = self._change(ifindex, f"add altname {name}")
+            if not self.name_taken(name):
+                self._replace(link, altnames=(*link.netdev.altnames, name))
 
     def remove_altnames(self, ifindex: int, names: Sequence[str]) -> None:
-        link = self._change(ifindex, "remove_altnames")
-        left = tuple(n for n in link.netdev.altnames if n not in names)
-        link.netdev = msgspec.structs.replace(link.netdev, altnames=left)
+        for name in names:
+            link = self._change(ifindex, f"remove altname {name}")
+            self._replace(link, altnames=tuple(n for n in link.netdev.altnames if n != name))
 
     def set_vf(self, pf_ifindex: int, index: int, change: VfChange) -> None:
         """As rtnetlink.c do_setvfinfo over igb: attribute by attribute, up to the first that is refused."""
@@ -339,19 +392,49 @@ class FakeLinks:
         owner.attributes[index] = msgspec.structs.replace(owner.attributes[index], **values)
 
     def add_address(self, ifindex: int, address: str) -> None:
-        link = self._change(ifindex, f"add address {address}")
-        if address in link.addresses:
-            raise KernelError(f"add address {address}", errno.EEXIST)
+        what = f"add address {address}"
+        link = self._change(ifindex, what)
+        new = ipaddress.ip_interface(address)
+        for known in map(ipaddress.ip_interface, link.addresses):
+            if known == new or (known.ip == new.ip and new.version == 6):
+                raise KernelError(what, errno.EEXIST)
         link.addresses.append(address)
 
     def addresses(self, ifindex: int) -> list[str]:
-        return list(self._get(ifindex, "addresses").addresses)
+        return [a for i in self._links() if i.netdev.ifindex == ifindex for a in i.addresses]
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None:
-        link = self._change(ifindex, f"add route {route.dst}")
+        what = f"add route {route.dst}"
+        link = self._change(ifindex, what)
         if not link.netdev.up:
-            raise KernelError(f"add route {route.dst}", errno.ENETDOWN)
+            raise KernelError(what, errno.ENETDOWN)
+        if route.gateway is not None and not _is_on_link(link, ipaddress.ip_address(route.gateway)):
+            raise KernelError(what, errno.EHOSTUNREACH if ":" in route.gateway else errno.ENETUNREACH)
+        known = {_route_key(known) for i in self._links() for known in i.routes}
+        connected = {_route_key(RouteSpec(dst=_network(a))) for i in self._links() for a in i.addresses}
+        if _route_key(route) in known or (":" not in route.dst and _route_key(route) in connected):
+            raise KernelError(what, errno.EEXIST)
         link.routes.append(route)
+
+    def routes(self, ifindex: int) -> list[RouteSpec]:
+        found = self._get(ifindex, "routes").routes
+        return [r if r.table else msgspec.structs.replace(r, table=254) for r in found]
+
+
+def _is_on_link(link: FakeLink, gateway: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    reached = [_network(a) for a in link.addresses] + [r.dst for r in link.routes if r.gateway is None]
+    if isinstance(gateway, ipaddress.IPv6Address) and gateway.is_link_local:
+        return True
+    return any(gateway in ipaddress.ip_network(dst, strict=False) for dst in reached)
+
+
+def _network(address: str) -> str:
+    return str(ipaddress.ip_interface(address).network)
+
+
+def _route_key(route: RouteSpec) -> tuple[object, ...]:
+    """What two routes of one table may not have in common."""
+    return ipaddress.ip_network(route.dst, strict=False), route.priority or 0, route.table or 254
 
 
 def _loopback() -> FakeLink:
@@ -363,5 +446,6 @@ def _vf_address(pf: PciAddress, index: int) -> PciAddress:
 
 
 def _freeze(link: FakeLink) -> tuple[object, ...]:
-    netdev = msgspec.structs.replace(link.netdev, altnames=tuple(sorted(link.netdev.altnames)))
+    """Without the ifindex, which a link does not keep when it leaves and comes back."""
+    netdev = msgspec.structs.replace(link.netdev, ifindex=0, altnames=tuple(sorted(link.netdev.altnames)))
     return (netdev.name, os.fspath(link.parent or ""), repr(netdev), repr(link.addresses), repr(link.routes))

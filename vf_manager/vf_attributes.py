@@ -99,7 +99,7 @@ def restore_macs(kernel: Kernel, host: Links, port: VfPort, administrative: Mac,
 
 
 def _stand_in(mac: Mac) -> Mac:
-    """Another MAC for a moment. Far from this one: the last octets of VFs next to each other are often, too."""
+    """Another MAC for a moment; far off, since VFs side by side often differ in the last octet alone."""
     return Mac(f"{int(mac[:2], 16) ^ 0x40:02x}{mac[2:]}")
 
 

@@ -1,5 +1,6 @@
 """Pure: the one interface to every kind of IPAM, and the choice among them."""
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -19,6 +20,9 @@ class Ipam(Protocol):
     def delete(self, container_id: str, ifname: str) -> None: ...
 
     def check(self, container_id: str, ifname: str) -> None: ...
+
+    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
+        """GC: release what is held by any other than these (container id, ifname)."""
 
 
 def make_ipam(

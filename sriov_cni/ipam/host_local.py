@@ -3,6 +3,7 @@
 May serve a network side by side with the reference host-local plugin: see `lease_dir` for the format.
 """
 
+from collections.abc import Set
 from contextlib import ExitStack
 
 from sriov_cni.ipam.config import HostLocalConf, IpamResult
@@ -59,6 +60,16 @@ class HostLocal:
             if self._held(range_set, held) is None:
                 wanted = f"{container_id} {ifname} holds no address of {range_set}"
                 raise NotFound(f"network {self._network}: {wanted}")
+
+    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
+        """Release every lease of this network, ours or the reference plugin's, whose owner is not valid."""
+        if not self._directory.exists():
+            return
+        owners = {_owner(*entry) for entry in valid} | {container_id for container_id, _ in valid}
+        with self._directory.locked() as leases, ExitStack() as releases:
+            for name, content in leases.owners(use_cache=False).items():
+                if content not in owners:
+                    releases.callback(leases.remove, name, content)
 
     def _held(self, range_set: RangeSet, held: list[str]) -> IpConfig | None:
         for name in held:

@@ -89,13 +89,17 @@ class Leases:
 
     def owned_by(self, owner: str, *, use_cache: bool = True) -> list[str]:
         """The names of the leases that `owner` holds."""
+        found = [name for name, content in self.owners(use_cache=use_cache).items() if content == owner]
+        return [name for name in found if self._read(name) == owner]
+
+    def owners(self, *, use_cache: bool) -> dict[str, str]:
+        """Every lease with its owner."""
         if not use_cache:
             self._known.clear()
         fresh = {name: self._content(name, inode) for name, inode in self._inodes.items()}
         self._known.clear()
         self._known.update(fresh)
-        found = [name for name, (_, content) in fresh.items() if content == owner]
-        return [name for name in found if self._read(name) == owner]
+        return {name: content for name, (_, content) in fresh.items()}
 
     def publish(self, name: str, owner: str) -> bool:
         """Create a lease. False: somebody has it."""

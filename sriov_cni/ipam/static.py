@@ -1,5 +1,7 @@
 """Pure: addresses written in the config or asked for by the call. Nothing is held, so nothing is released."""
 
+from collections.abc import Set
+
 from sriov_cni.ipam.config import IpamResult, StaticConf
 
 
@@ -14,4 +16,7 @@ class Static:
         pass
 
     def check(self, container_id: str, ifname: str) -> None:
+        pass
+
+    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
         pass

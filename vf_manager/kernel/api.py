@@ -118,6 +118,10 @@ class Links(Protocol):
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None: ...
 
+    def routes(self, ifindex: int) -> list[RouteSpec]:
+        """Of every table, those that the kernel makes by itself included. `dst` is always a CIDR; numbers
+        that the kernel does not tell are None, `table` never is."""
+
 
 class Kernel(Protocol):
     """The kernel of the node. Methods raise KernelError when the kernel refuses."""

@@ -14,11 +14,9 @@ _MODES = {0: "legacy", 1: "switchdev"}
 
 def read_eswitch_modes() -> dict[PciAddress, str]:
     """By PCI address. Empty where the kernel has no devlink; a driver without an eswitch is left out."""
+    dl: Any = DL.__new__(DL)  # in two steps: a constructor that fails leaves its socket and event loop open
     try:
-        dl: Any = DL()
-    except (OSError, NetlinkError):
-        return {}
-    try:
+        dl.__init__()
         handles = [dict(m["attrs"]) for m in dl.list()]
         modes = {}
         for handle in handles:
@@ -26,7 +24,7 @@ def read_eswitch_modes() -> dict[PciAddress, str]:
             if handle["DEVLINK_ATTR_BUS_NAME"] == "pci" and mode is not None:
                 modes[PciAddress(handle["DEVLINK_ATTR_DEV_NAME"])] = mode
         return modes
-    except NetlinkError:
+    except (OSError, NetlinkError):
         return {}
     finally:
         dl.close()

@@ -1,6 +1,6 @@
 """Adapter: the running kernel, as `vf_manager.kernel.api.Kernel`."""
 
-import os
+import errno
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -61,6 +61,4 @@ class LinuxKernel:
         try:
             own(netns).run(lambda: send_announcements(netdev, addresses))
         except OSError as e:
-            raise KernelError(
-                f"announce addresses on {netdev.name}", e.errno or 0, os.strerror(e.errno or 0)
-            ) from e
+            raise KernelError(f"announce addresses on {netdev.name}", e.errno or errno.EIO) from e

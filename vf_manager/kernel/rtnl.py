@@ -6,6 +6,7 @@ pyroute2 messages never leave this file.
 
 import errno
 import ipaddress
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -71,17 +72,22 @@ class Rtnl:
         raise KernelError("list the network interfaces", errno.EAGAIN, "they kept changing meanwhile")
 
     def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
-        """One link by index or by name (not by altname); None if there is none."""
+        """One link by index or by name (not by altname); None if there is none.
+
+        The kernel finds short altnames here too, and answers ERANGE to a name that only an altname can be
+        (rtnetlink.c rtnl_dev_get, IFNAMSIZ).
+        """
         query: dict[str, Any] = {"index": ifindex} if ifindex else {"ifname": name}
         if with_vfs:
             query["ext_mask"] = _RTEXT_FILTER_VF | _RTEXT_FILTER_SKIP_STATS
         try:
             messages = self._request("link", "get", **query)
         except NetlinkError as e:
-            if e.code in (errno.ENODEV, errno.ENOENT):
+            if e.code in (errno.ENODEV, errno.ENOENT, errno.ERANGE):
                 return None
             raise KernelError(f"read link {name or ifindex}", e.code) from e
-        return _link_info(messages[0]) if messages else None
+        found = _link_info(messages[0]) if messages else None
+        return None if found and name and found.netdev.name != name else found
 
     def name_taken(self, name: str) -> bool:
         """Whether a link has this name or altname."""
@@ -176,6 +182,30 @@ class Rtnl:
         hint = "the gateway is not on a network of this interface" if route.gateway else ""
         with _kernel_errors(f"add route {route.dst}{via}", hint=hint):
             self._request("route", "add", **query)
+
+    def routes(self, ifindex: int) -> list[RouteSpec]:
+        found: list[RouteSpec] = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with _kernel_errors(f"list the routes of link {ifindex}"):
+                messages = self._request("route", "dump", family=family, oif=ifindex)
+            found += [_route_spec(m) for m in messages if dict(m["attrs"]).get("RTA_OIF") == ifindex]
+        return found
+
+
+def _route_spec(message: Any) -> RouteSpec:
+    attrs = dict(message["attrs"])
+    six = message["family"] == socket.AF_INET6
+    dst = attrs.get("RTA_DST", "::" if six else "0.0.0.0")
+    metrics = dict(attrs["RTA_METRICS"]["attrs"]) if "RTA_METRICS" in attrs else {}
+    return RouteSpec(
+        dst=f"{dst}/{message['dst_len']}",
+        gateway=attrs.get("RTA_GATEWAY"),
+        mtu=metrics.get("RTAX_MTU"),
+        advmss=metrics.get("RTAX_ADVMSS"),
+        priority=attrs.get("RTA_PRIORITY"),
+        table=attrs.get("RTA_TABLE", message["table"]),
+        scope=message["scope"],
+    )
 
 
 def _open_socket() -> int:
@@ -276,5 +306,5 @@ def _kernel_errors(operation: str, *, hint: str = "", ignore: tuple[int, ...] = 
         yield
     except NetlinkError as e:
         if e.code not in ignore:
-            said = e.args[1] if len(e.args) > 1 else None  # extended ack, in the kernel's own words
-            raise KernelError(operation, e.code, said or hint) from e
+            said = e.args[1] if len(e.args) > 1 else ""  # extended ack; without one, the errno's own text
+            raise KernelError(operation, e.code, hint if said == os.strerror(e.code) else said) from e
