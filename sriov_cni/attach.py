@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
-from sriov_cni.attachment import Asked, Attachment, LeaseRef, Original, Sandbox, State, attachment_key
+from sriov_cni.attachment import Attachment, LeaseRef, Original, Sandbox, State, Wanted, attachment_key
 from sriov_cni.check import find_drift
 from sriov_cni.executor import Checkpoint, apply_steps, no_checkpoint, undo_steps
 from sriov_cni.ground import Ground, open_ground, opened_sandbox
@@ -15,13 +15,13 @@ from sriov_cni.ipam.config import HostLocalConf, IpamConf
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
 from sriov_cni.ipam.lease_dir import OwnerCache
 from sriov_cni.netconf import CniCall
-from sriov_cni.spec import CheckFailed, Interface, Result
+from sriov_cni.spec import CheckFailed, Dns, Interface, Result
 from sriov_cni.steps import plan_steps, refuse_taken_name
 from vf_manager.discovery import find_pf_of, read_vf
 from vf_manager.errors import Busy, InvalidInput, NotFound, Refused, SriovError
 from vf_manager.kernel.api import Kernel, NetnsHandle
 from vf_manager.locks import DeviceLocks
-from vf_manager.model import PciAddress
+from vf_manager.model import ZERO_MAC, PciAddress
 from vf_manager.records import RecordStore
 from vf_manager.vf_attributes import VfPort
 
@@ -64,21 +64,18 @@ class Attacher:
         with self._guard:
             return set(self._owners)
 
-    def add(self, call: CniCall, netns_fd: int) -> Result:
-        """Attach the VF of the call. Raises SriovError with everything as it was before."""
-        device = call.conf.device_id
-        if device is None or call.ifname is None:
-            raise InvalidInput("deviceID", None, "the PCI address of a VF, from the device plugin or Multus")
+    def add(self, wanted: Wanted, netns_fd: int) -> Result:
+        """Attach a VF. Raises SriovError with everything as it was before."""
         sandbox = self._kernel.netns(netns_fd)
         try:
             try:
-                pf = find_pf_of(self._kernel, device)
+                pf = find_pf_of(self._kernel, wanted.device)
             except (NotFound, Refused) as e:
                 raise type(e)(f"deviceID: {e}") from e
-            if self._pool_of(device) is None:
-                raise Refused(f"deviceID: VF {device} is in no pool of this node's configuration")
-            with self._locks.vf(pf, device, _LOCK_TIMEOUT_S):
-                return self._add(call, device, netns_fd, sandbox)
+            if self._pool_of(wanted.device) is None:
+                raise Refused(f"deviceID: VF {wanted.device} is in no pool of this node's configuration")
+            with self._locks.vf(pf, wanted.device, _LOCK_TIMEOUT_S):
+                return self._add(wanted, netns_fd, sandbox)
         finally:
             sandbox.close()
 
@@ -149,29 +146,27 @@ class Attacher:
             except SriovError as e:
                 self._log.warning("half-done attachment stays on record", error=str(e), **_fields(record))
 
-    def _add(self, call: CniCall, vf: PciAddress, netns_fd: int, sandbox: NetnsHandle) -> Result:
-        assert call.ifname is not None
-        key = attachment_key(call.container_id, call.ifname)
-        with open_ground(self._kernel, sandbox, self._ipam(call.conf.ipam, call.conf.name)) as ground:
-            standing = self._records.read(key)
+    def _add(self, wanted: Wanted, netns_fd: int, sandbox: NetnsHandle) -> Result:
+        ipam = self._ipam(wanted.ipam, wanted.network)
+        with open_ground(self._kernel, sandbox, ipam) as ground:
+            standing = self._records.read(wanted.key)
             if standing is not None:
-                if (result := _replayed(standing, vf, sandbox, ground)) is not None:
+                if (result := _replayed(standing, wanted.device, sandbox, ground)) is not None:
                     return result
                 self._take_back(standing, netns_fd)
-            self._refuse_owned(vf, ground)
-            record = self._intent(call, vf, sandbox, ground)
-            if ground.pod is None or record.original.netdev is None:
-                raise _no_interface(record)
-            refuse_taken_name(ground.pod, call.ifname)
+            self._refuse_owned(wanted.device, ground)
+            record = self._intent(wanted, sandbox, ground)
+            if ground.pod is not None and record.original.netdev is not None:
+                refuse_taken_name(ground.pod, wanted.ifname)
             self._own(record)
-            return self._attach(record, call, ground)
+            return self._attach(record, wanted.dns, ground)
 
-    def _attach(self, record: Attachment, call: CniCall, ground: Ground) -> Result:
+    def _attach(self, record: Attachment, dns: Dns, ground: Ground) -> Result:
         steps = plan_steps(record)
         log = self._log.bind(**_fields(record))
         try:
             apply_steps(steps, ground, log, self._checkpoint)
-            result = _result(record, call, ground)
+            result = _result(record, dns, ground)
             self._records.write(
                 record.key, msgspec.structs.replace(record, state=State.ATTACHED, result=result)
             )
@@ -211,24 +206,27 @@ class Attacher:
             return
         raise Busy(f"deviceID: VF {vf} is attached to another pod; try again when that pod is gone")
 
-    def _intent(self, call: CniCall, vf: PciAddress, sandbox: NetnsHandle, ground: Ground) -> Attachment:
-        assert call.ifname is not None
-        conf = call.conf
-        with_attributes = not conf.change.is_empty()
-        now = read_vf(self._kernel, ground.host, vf, with_attributes=with_attributes)
-        if with_attributes and now.attributes is None:
-            asked = ", ".join(key for key, _ in conf.change.items())
+    def _intent(self, wanted: Wanted, sandbox: NetnsHandle, ground: Ground) -> Attachment:
+        change = wanted.asked.change
+        now = read_vf(self._kernel, ground.host, wanted.device, with_attributes=not change.is_empty())
+        if not change.is_empty() and now.attributes is None:
+            asked = ", ".join(key for key, _ in change.items())
             raise Refused(f"{asked}: PF {now.pf_pci} does not report the attributes of VF {now.pci}")
+        if now.netdev is None and now.driver not in _USERSPACE_DRIVERS:
+            raise NotFound(
+                f"deviceID: VF {now.pci} (driver {now.driver or 'none'}) has no network interface on the"
+                " host; is it in another network namespace, or its driver not loaded?"
+            )
         return Attachment(
-            network=conf.name,
-            container_id=call.container_id,
-            ifname=call.ifname,
-            sandbox=Sandbox(path=call.netns, id=sandbox.id),
-            pod=call.pod,
+            network=wanted.network,
+            container_id=wanted.container_id,
+            ifname=wanted.ifname,
+            sandbox=Sandbox(path=wanted.netns, id=sandbox.id),
+            pod=wanted.pod,
             port=VfPort(pci=now.pci, pf=now.pf_pci, index=now.index),
             original=Original(driver=now.driver, netdev=now.netdev, attributes=now.attributes),
-            asked=Asked(change=conf.change, mac=conf.mac, mtu=conf.mtu),
-            lease=_lease_ref(conf.ipam),
+            asked=wanted.asked,
+            lease=_lease_ref(wanted.ipam),
         )
 
     def _own(self, record: Attachment) -> None:
@@ -268,16 +266,6 @@ def _replayed(record: Attachment, vf: PciAddress, sandbox: NetnsHandle, ground: 
     return record.result if record.state is State.ATTACHED and same_pod else None
 
 
-def _no_interface(record: Attachment) -> SriovError:
-    pci, driver = record.port.pci, record.original.driver
-    if driver in _USERSPACE_DRIVERS:
-        return Refused(f"deviceID: VF {pci} is bound to {driver} and has no network interface to move")
-    return NotFound(
-        f"deviceID: VF {pci} (driver {driver or 'none'}) has no network interface on the host;"
-        " is it in another network namespace, or its driver not loaded?"
-    )
-
-
 def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:
     if conf is None:
         return None
@@ -286,19 +274,24 @@ def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:
     return LeaseRef(kind="static")
 
 
-def _result(record: Attachment, call: CniCall, ground: Ground) -> Result:
-    netdev = ground.pod_side(record.port.pci)[2]
+def _result(record: Attachment, dns: Dns, ground: Ground) -> Result:
+    if record.original.netdev is None:
+        # A userspace driver has the VF: the application in the pod sets up MAC and addresses by itself.
+        given = record.original.attributes.mac if record.original.attributes else ZERO_MAC
+        mac, mtu = record.asked.mac or (given if given != ZERO_MAC else ""), None
+    else:
+        netdev = ground.pod_side(record.port.pci)[2]
+        mac, mtu = netdev.mac, netdev.mtu
     interface = Interface(
-        name=record.ifname,
-        mac=netdev.mac,
-        mtu=netdev.mtu,
-        sandbox=record.sandbox.path,
-        pci_id=record.port.pci,
+        name=record.ifname, mac=mac, mtu=mtu, sandbox=record.sandbox.path, pci_id=record.port.pci
     )
     ips = tuple(msgspec.structs.replace(ip, interface=0) for ip in ground.addresses.ips)
-    routes = ground.addresses.routes
-    dns = ground.addresses.dns if call.conf.dns == type(call.conf.dns)() else call.conf.dns
-    return Result(interfaces=(interface,), ips=ips, routes=routes, dns=dns)
+    return Result(
+        interfaces=(interface,),
+        ips=ips,
+        routes=ground.addresses.routes,
+        dns=ground.addresses.dns if dns == Dns() else dns,
+    )
 
 
 def _fields(record: Attachment) -> dict[str, object]:

@@ -9,9 +9,10 @@ from enum import StrEnum
 import msgspec
 
 from sriov_cni.environment import Pod
-from sriov_cni.spec import Result
+from sriov_cni.ipam.config import IpamConf
+from sriov_cni.spec import Dns, Result
 from vf_manager.kernel.api import NetnsId
-from vf_manager.model import IfName, Mac, Netdev, VfAttributes, VfChange
+from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
 from vf_manager.vf_attributes import VfPort
 
 
@@ -41,6 +42,27 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     change: VfChange = VfChange()
     mac: Mac | None = None
     mtu: int | None = None
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """One VF to be one interface of a pod: everything a call or the agent's config says of it.
+
+    `netns`: the path as the runtime names it; the namespace itself comes as a descriptor.
+    """
+
+    network: str
+    container_id: str
+    ifname: IfName
+    netns: str
+    pod: Pod | None = None
+    device: PciAddress
+    asked: Asked = Asked()
+    ipam: IpamConf | None = None
+    dns: Dns = Dns()
+
+    @property
+    def key(self) -> str:
+        return attachment_key(self.container_id, self.ifname)
 
 
 class LeaseRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,8 @@ def find_drift(record: Attachment, prev: Result, ground: Ground) -> list[str]:
     if made is None or ground.pod is None:
         return ["the attachment was never finished" if made is None else "the pod's namespace is gone"]
     problems = _attribute_drift(record, ground)
+    if record.original.netdev is None:  # a userspace driver has the VF
+        return problems
     netdev = ground.in_pod(record.port.pci)
     if netdev is None:
         return [*problems, f"VF {record.port.pci} is not in the pod"]

@@ -7,11 +7,12 @@ from typing import assert_never
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attach import Attacher
+from sriov_cni.attachment import Asked, Wanted
 from sriov_cni.environment import Command
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.netconf import CniCall, parse_call, version_of
 from sriov_cni.spec import BadEnvironment, ErrorCode, NotReady, code_of, error_json, render_result
-from vf_manager.errors import SriovError
+from vf_manager.errors import InvalidInput, SriovError
 
 
 class CniHandler:
@@ -40,7 +41,7 @@ class CniHandler:
         call = parse_call(request.env, request.stdin)
         match call.command:
             case Command.ADD:
-                result = self._attacher.add(call, _netns_fd(request))
+                result = self._attacher.add(_wanted(call), _netns_fd(request))
                 return render_result(result, call.conf.cni_version)
             case Command.DEL:
                 self._delete(call, request.netns_fd)
@@ -65,6 +66,24 @@ class CniHandler:
         assert call.ifname is not None
         self._attacher.delete(call.container_id, call.ifname, netns_fd)
         self._attacher.release_leases(call.conf.name, call.conf.ipam, call.container_id, call.ifname)
+
+
+def _wanted(call: CniCall) -> Wanted:
+    conf = call.conf
+    if conf.device_id is None:
+        raise InvalidInput("deviceID", None, "the PCI address of a VF, from the device plugin or Multus")
+    assert call.ifname is not None
+    return Wanted(
+        network=conf.name,
+        container_id=call.container_id,
+        ifname=call.ifname,
+        netns=call.netns,
+        pod=call.pod,
+        device=conf.device_id,
+        asked=Asked(change=conf.change, mac=conf.mac, mtu=conf.mtu),
+        ipam=conf.ipam,
+        dns=conf.dns,
+    )
 
 
 def _netns_fd(request: CniRequest) -> int:

@@ -161,12 +161,36 @@ def test_a_vf_outside_every_pool_is_refused(world: World, vf: PciAddress) -> Non
 
 
 def test_a_vf_without_an_interface_is_refused(world: World, vf: PciAddress) -> None:
-    world.kernel.bind_driver(vf, "vfio-pci")
+    """Somebody took it into a namespace of theirs."""
+    link = world.kernel.find("ens0v2")
+    assert link is not None
+    world.kernel.namespaces[1].remove(link)
     pod = world.new_pod("a")
     before = world.state()
     code, message = error_of(world.call("ADD", "c1", pod, conf_of(vf)))
     assert code == 7
-    assert "is bound to vfio-pci and has no network interface" in message
+    assert f"VF {vf} (driver igbvf) has no network interface on the host" in message
+    assert world.state() == before
+
+
+def test_a_vf_of_a_userspace_driver(world: World, vf: PciAddress) -> None:
+    """Attributes through the PF and addresses in the result; nothing is moved, and one DEL undoes it."""
+    world.kernel.bind_driver(vf, "vfio-pci")
+    world.kernel.functions[PF0].mac_is_set.add(2)
+    pod = world.new_pod("a")
+    before = world.state()
+    options = {"vlan": 100, "trust": "on", "mac": "02:00:00:00:aa:01"}
+    result = result_of(world.call("ADD", "c1", pod, conf_of(vf, **options)))
+    assert result["interfaces"] == [
+        {"name": "net1", "mac": "02:00:00:00:aa:01", "sandbox": "/run/netns/a", "pciID": vf}
+    ]
+    assert [ip["address"] for ip in result["ips"]] == ["10.56.0.2/24", "fd00:56::2/64"]
+    now = attributes(world, vf)
+    assert (now.vlan, now.trust, now.mac) == (100, True, "02:00:00:00:aa:01")
+    check = conf_of(vf, **options) | {"prevResult": result}
+    assert world.call("CHECK", "c1", pod, check) == CniReply(0, b"")
+    world.start_agent()
+    assert world.call("DEL", "c1", pod, conf_of(vf)).exit_code == 0
     assert world.state() == before
 
 
