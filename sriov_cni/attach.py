@@ -218,7 +218,9 @@ class Attacher:
                 " host; is it in another network namespace, or its driver not loaded?"
             )
         return Attachment(
+            config=wanted.config,
             network=wanted.network,
+            primary=wanted.primary,
             container_id=wanted.container_id,
             ifname=wanted.ifname,
             sandbox=Sandbox(path=wanted.netns, id=sandbox.id),

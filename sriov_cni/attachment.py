@@ -37,20 +37,33 @@ class Original(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What the network config asks of the VF. `mac` is set on the PF and on the VF's own interface."""
+    """What the network config asks of the VF. `mac` is set on the PF and on the VF's own interface.
+
+    `table`: a routing table of the VF's own, for pods that have several: what is sent from its addresses
+    leaves by it. `secondary`: the pod's default route is another VF's.
+    """
 
     change: VfChange = VfChange()
     mac: Mac | None = None
     mtu: int | None = None
+    promisc: bool | None = None
+    allmulti: bool | None = None
+    table: int | None = None
+    secondary: bool = False
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """One VF to be one interface of a pod: everything a call or the agent's config says of it.
 
-    `netns`: the path as the runtime names it; the namespace itself comes as a descriptor.
+    `netns`: the path as the runtime names it; the namespace itself comes as a descriptor. `config`: the name
+    of the CNI network configuration that was called; `network`: the one whose addresses are given. They
+    differ where the agent's config says which network a pool's VFs belong to. `primary`: the interface name
+    of the call; a pod's further VFs come and go with it.
     """
 
+    config: str
     network: str
+    primary: IfName
     container_id: str
     ifname: IfName
     netns: str
@@ -77,7 +90,9 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int = 1
     state: State = State.INTENT
+    config: str
     network: str
+    primary: IfName
     container_id: str
     ifname: IfName
     sandbox: Sandbox

@@ -6,7 +6,7 @@ says of it: where the two differ, prevResult is what is expected.
 
 import ipaddress
 
-from sriov_cni.attachment import Attachment
+from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.ground import Ground
 from sriov_cni.ipam.config import IpamResult
 from sriov_cni.spec import Interface, Result
@@ -35,7 +35,7 @@ def find_drift(record: Attachment, prev: Result, ground: Ground) -> list[str]:
         problems.append(f"the interface of VF {record.port.pci} is called {netdev.name}, not {record.ifname}")
     problems += _link_drift(netdev, mine or made.interfaces[0], made.interfaces[0])
     problems += _address_drift(prev, made, mine, ground.pod.addresses(netdev.ifindex))
-    return problems + _route_drift(prev, made, ground, ground.pod, netdev)
+    return problems + _route_drift(prev, made, record.asked, ground.pod, netdev)
 
 
 def _attribute_drift(record: Attachment, ground: Ground) -> list[str]:
@@ -67,11 +67,11 @@ def _address_drift(prev: Result, made: Result, mine: Interface | None, present: 
     return [f"address {address} is missing" for address in wanted if _cidr(address) not in there]
 
 
-def _route_drift(prev: Result, made: Result, ground: Ground, pod: Links, netdev: Netdev) -> list[str]:
+def _route_drift(prev: Result, made: Result, asked: Asked, pod: Links, netdev: Netdev) -> list[str]:
     listed = {_cidr(route.dst) for route in prev.routes}
-    ground.addresses = IpamResult(ips=made.ips, routes=made.routes)
     present = {_route_key(route) for route in pod.routes(netdev.ifindex)}
-    wanted = [route for route in plan_routes(ground) if _cidr(route.dst) in listed]
+    planned = plan_routes(IpamResult(ips=made.ips, routes=made.routes), asked)
+    wanted = [route for route in planned if _cidr(route.dst) in listed]
     return [
         f"route {route.dst}{f' via {route.gateway}' if route.gateway else ''} is missing"
         for route in wanted

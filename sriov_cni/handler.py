@@ -74,13 +74,17 @@ def _wanted(call: CniCall) -> Wanted:
         raise InvalidInput("deviceID", None, "the PCI address of a VF, from the device plugin or Multus")
     assert call.ifname is not None
     return Wanted(
+        config=conf.name,
         network=conf.name,
+        primary=call.ifname,
         container_id=call.container_id,
         ifname=call.ifname,
         netns=call.netns,
         pod=call.pod,
         device=conf.device_id,
-        asked=Asked(change=conf.change, mac=conf.mac, mtu=conf.mtu),
+        asked=Asked(
+            change=conf.change, mac=conf.mac, mtu=conf.mtu, promisc=conf.promisc, allmulti=conf.allmulti
+        ),
         ipam=conf.ipam,
         dns=conf.dns,
     )

@@ -51,7 +51,7 @@ _SPEC_KEYS = frozenset(
 _OUR_KEYS = frozenset(
     {
         *("deviceID", "pciBusID", "vlan", "vlanQoS", "vlanProto", "mac", "mtu", "spoofchk", "trust"),
-        *("link_state", "min_tx_rate", "max_tx_rate", "logLevel", "logFile"),
+        *("link_state", "min_tx_rate", "max_tx_rate", "promisc", "allmulti", "logLevel", "logFile"),
     }
 )
 _VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
@@ -75,6 +75,8 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
     change: VfChange = VfChange()
     mac: Mac | None = None
     mtu: int | None = None
+    promisc: bool | None = None
+    allmulti: bool | None = None
     ipam: IpamConf | None = None
     dns: Dns = Dns()
     log_level: str | None = None
@@ -204,6 +206,8 @@ def _parse_conf(top: Fields, version: str, args: Mapping[str, str]) -> NetConf:
         change=_parse_change(top, mac),
         mac=mac,
         mtu=top.integer("mtu", 68, 65535),  # 68: the least that IPv4 works with (RFC 791)
+        promisc=top.switch("promisc"),
+        allmulti=top.switch("allmulti"),
         ipam=parse_ipam(top.child("ipam"), request),
         dns=parse_dns(dns) if dns else Dns(),
         log_level=_parse_choice(top, "logLevel", _LOG_LEVELS),

@@ -7,19 +7,22 @@ what differs. So it can be repeated, and a crash at any point is like any other.
 """
 
 import errno
+import ipaddress
 from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
-from sriov_cni.attachment import Attachment
+from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.ground import Ground, wait_until
+from sriov_cni.ipam.config import IpamResult
 from sriov_cni.spec import Route
-from vf_manager.errors import Busy, KernelError, Refused
-from vf_manager.kernel.api import LinkChange, Links, RouteSpec
+from vf_manager.errors import Busy, KernelError, NotFound, Refused
+from vf_manager.kernel.api import LinkChange, Links, RouteSpec, RuleSpec
 from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
 from vf_manager.vf_attributes import (
     VfPort,
+    assign_mac,
     original_of,
     restore_macs,
     restore_vf_attributes,
@@ -59,7 +62,7 @@ class TakeAddresses(msgspec.Struct, frozen=True):
 
 
 class ProgramVf(msgspec.Struct, frozen=True):
-    """PF attributes first, the VF's own MAC second: with an administrative MAC set, no other is allowed."""
+    """The MAC goes first: what is sent after it finds it set, and the rest travels in one message."""
 
     port: VfPort
     change: VfChange
@@ -71,9 +74,9 @@ class ProgramVf(msgspec.Struct, frozen=True):
         return f"set {what} on vf {self.port.index} of {self.port.pf}"
 
     def apply(self, ground: Ground) -> None:
-        set_vf_attributes(ground.kernel, ground.host, self.port, self.change)
         if self.change.mac is not None:
-            set_vf_mac(ground.kernel, ground.host, self.port.pci, self.change.mac)
+            assign_mac(ground.kernel, ground.host, self.port, self.change.mac)
+        set_vf_attributes(ground.kernel, ground.host, self.port, self.change)
 
     def undo(self, ground: Ground) -> None:
         before = original_of(self.original, self.change)
@@ -85,7 +88,7 @@ class ProgramVf(msgspec.Struct, frozen=True):
 
 
 class SetLink(msgspec.Struct, frozen=True):
-    """The MTU. Taking it back restores the MAC as well: a pod may have changed either by itself. Planned
+    """The MTU. Taking it back restores MAC and flags as well: a pod may have changed them by itself. Planned
     before ProgramVf, so that its undo comes when no administrative MAC forbids the VF its own any more."""
 
     pci: PciAddress
@@ -102,6 +105,10 @@ class SetLink(msgspec.Struct, frozen=True):
     def undo(self, ground: Ground) -> None:
         self._set_mtu(ground, self.original.mtu)
         set_vf_mac(ground.kernel, ground.host, self.pci, self.original.mac)
+        netdev = ground.in_host(self.pci)
+        flags = (self.original.promisc, self.original.allmulti)
+        if netdev is not None and (netdev.promisc, netdev.allmulti) != flags:
+            ground.host.set_link(netdev.ifindex, LinkChange(promisc=flags[0], allmulti=flags[1]))
 
     def _set_mtu(self, ground: Ground, mtu: int) -> None:
         netdev = ground.in_host(self.pci)
@@ -200,6 +207,7 @@ class SetUpInPod(msgspec.Struct, frozen=True):
 
     pci: PciAddress
     ifname: IfName
+    asked: Asked
 
     def describe(self) -> str:
         return f"bring {self.ifname} up in the pod with its addresses and routes"
@@ -207,16 +215,39 @@ class SetUpInPod(msgspec.Struct, frozen=True):
     def apply(self, ground: Ground) -> None:
         netns, pod, netdev = ground.pod_side(self.pci)
         addresses = [ip.address for ip in ground.addresses.ips]
-        for name, value in _sysctls(self.ifname, addresses):
+        for name, value in _sysctls(self.ifname, addresses, shared=self.asked.table is not None):
             ground.kernel.write_sysctl(netns, name, value)
         for address in addresses:
             pod.add_address(netdev.ifindex, address)
-        pod.set_link(netdev.ifindex, LinkChange(up=True))
-        for route in plan_routes(ground):
+        change = LinkChange(up=True, promisc=self.asked.promisc, allmulti=self.asked.allmulti)
+        pod.set_link(netdev.ifindex, change)
+        for route in plan_routes(ground.addresses, self.asked):
             pod.add_route(netdev.ifindex, route)
 
     def undo(self, ground: Ground) -> None:
         """Nothing: see above."""
+
+
+class AddRules(msgspec.Struct, frozen=True):
+    """Policy rules, in a pod with several VFs: an answer leaves by the VF whose address was asked."""
+
+    table: int
+
+    def describe(self) -> str:
+        return f"send what comes from the VF's addresses by table {self.table}"
+
+    def apply(self, ground: Ground) -> None:
+        if ground.pod is None:
+            raise NotFound("the pod's network namespace is gone")
+        for ip in ground.addresses.ips:
+            source = str(ipaddress.ip_network(ipaddress.ip_interface(ip.address).ip))
+            ground.pod.add_rule(RuleSpec(source=source, table=self.table, priority=self.table))
+
+    def undo(self, ground: Ground) -> None:
+        if ground.pod is not None:
+            for rule in ground.pod.rules():
+                if rule.table == rule.priority == self.table:
+                    ground.pod.remove_rule(rule)
 
 
 class Announce(msgspec.Struct, frozen=True):
@@ -256,21 +287,54 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     if netdev.altnames:
         steps.append(HideAltnames(pci, netdev.altnames))
     steps.append(MoveToPod(pci, netdev, attachment.ifname))
-    steps.append(SetUpInPod(pci, attachment.ifname))
+    steps.append(SetUpInPod(pci, attachment.ifname, asked))
+    if asked.table is not None:
+        steps.append(AddRules(asked.table))
     if attachment.lease is not None:
         steps.append(Announce(pci))
     return tuple(steps)
 
 
-def plan_routes(ground: Ground) -> list[RouteSpec]:
+def plan_routes(given: IpamResult, asked: Asked) -> list[RouteSpec]:
     """The routes of the IPAM's answer. One without a gateway goes through the gateway of the first address
-    of its family, as the reference plugins do; without any it is on link."""
-    return [_route(route, ground) for route in ground.addresses.routes]
+    of its family, as the reference plugins do; without any it is on link.
+
+    With a table of its own the VF has them there too, with its connected networks, and a default route where
+    a gateway is known; a secondary VF has its default route nowhere else.
+    """
+    routes = [_route(route, given) for route in given.routes]
+    if asked.table is None:
+        return routes
+    main = [route for route in routes if not (asked.secondary and _is_default(route.dst))]
+    return main + [
+        msgspec.structs.replace(route, table=asked.table, priority=None)
+        for route in _connected(given) + routes + _missing_defaults(given, routes)
+        if route.table is None
+    ]
 
 
-def _route(route: Route, ground: Ground) -> RouteSpec:
+def _connected(given: IpamResult) -> list[RouteSpec]:
+    networks = {str(ipaddress.ip_interface(ip.address).network) for ip in given.ips}
+    return [RouteSpec(dst=network) for network in sorted(networks)]
+
+
+def _missing_defaults(given: IpamResult, routes: Sequence[RouteSpec]) -> list[RouteSpec]:
+    there = {":" in route.dst for route in routes if _is_default(route.dst)}
+    gateways = {":" in ip.gateway: ip.gateway for ip in reversed(given.ips) if ip.gateway}
+    return [
+        RouteSpec(dst="::/0" if six else "0.0.0.0/0", gateway=gateway)
+        for six, gateway in gateways.items()
+        if six not in there
+    ]
+
+
+def _is_default(dst: str) -> bool:
+    return ipaddress.ip_network(dst, strict=False).prefixlen == 0
+
+
+def _route(route: Route, given: IpamResult) -> RouteSpec:
     six = ":" in route.dst
-    gateways = (ip.gateway for ip in ground.addresses.ips if ip.gateway and (":" in ip.gateway) == six)
+    gateways = (ip.gateway for ip in given.ips if ip.gateway and (":" in ip.gateway) == six)
     return RouteSpec(
         dst=route.dst,
         gateway=route.gw or next(gateways, None),
@@ -282,9 +346,13 @@ def _route(route: Route, ground: Ground) -> RouteSpec:
     )
 
 
-def _sysctls(ifname: str, addresses: Sequence[str]) -> list[tuple[str, str]]:
-    """Documentation/networking/ip-sysctl.rst. Only for families in use: a pod may have no IPv6."""
-    found = [(f"net/ipv4/conf/{ifname}/arp_notify", "1")]
+def _sysctls(ifname: str, addresses: Sequence[str], *, shared: bool) -> list[tuple[str, str]]:
+    """Documentation/networking/ip-sysctl.rst. Only for families in use: a pod may have no IPv6. `shared`: the
+    pod has several VFs, maybe on one wire; each answers ARP for its own addresses alone."""
+    four = f"net/ipv4/conf/{ifname}"
+    found = [(f"{four}/arp_notify", "1")]
+    if shared:
+        found += [(f"{four}/arp_ignore", "1"), (f"{four}/arp_announce", "2")]
     if any(":" in address for address in addresses):
         six = f"net/ipv6/conf/{ifname}"
         found += [(f"{six}/disable_ipv6", "0"), (f"{six}/ndisc_notify", "1"), (f"{six}/optimistic_dad", "1")]

@@ -16,7 +16,16 @@ from contextlib import contextmanager
 import msgspec
 
 from vf_manager.errors import InvalidInput, KernelError
-from vf_manager.kernel.api import LinkChange, LinkInfo, Links, NetnsHandle, NetnsId, PciFunction, RouteSpec
+from vf_manager.kernel.api import (
+    LinkChange,
+    LinkInfo,
+    Links,
+    NetnsHandle,
+    NetnsId,
+    PciFunction,
+    RouteSpec,
+    RuleSpec,
+)
 from vf_manager.model import (
     ZERO_MAC,
     IfName,
@@ -67,6 +76,7 @@ class FakeKernel:
         self.paths: dict[str, int] = {}
         self.sysctls: dict[tuple[int, str], str] = {}
         self.announced: list[tuple[str, str]] = []
+        self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
@@ -254,7 +264,7 @@ class FakeKernel:
         owner = self.functions[pf]
         index = next(i for i, address in owner.function.virtfns if address == pci)
         now = owner.attributes[index]
-        if index in owner.mac_is_set and not now.trust and mac != now.mac:
+        if index in owner.mac_is_set and not now.trust:  # the same MAC is refused as any other
             raise KernelError(f"set mac {mac} on {pci}", errno.EADDRNOTAVAIL)
         if index not in owner.mac_is_set or now.trust:
             owner.attributes[index] = msgspec.structs.replace(now, mac=mac)
@@ -330,6 +340,7 @@ class FakeLinks:
             if change.name is not None and change.name != link.netdev.name and self.name_taken(change.name):
                 raise KernelError(what, errno.EEXIST)
             self._replace(link, name=change.name, up=change.up, carrier=change.up)
+            self._replace(link, promisc=change.promisc, allmulti=change.allmulti)
 
     def _replace(self, link: FakeLink, **fields: object) -> None:
         asked = {key: value for key, value in fields.items() if value is not None}
@@ -415,6 +426,22 @@ class FakeLinks:
         if _route_key(route) in known or (":" not in route.dst and _route_key(route) in connected):
             raise KernelError(what, errno.EEXIST)
         link.routes.append(route)
+
+    def add_rule(self, rule: RuleSpec) -> None:
+        self._kernel.on_change(f"add rule {rule.source}")
+        rules = self._kernel.rules.setdefault(self._netns, [])
+        if rule in rules:
+            raise KernelError(f"add rule {rule.source}", errno.EEXIST)
+        rules.append(rule)
+
+    def remove_rule(self, rule: RuleSpec) -> None:
+        self._kernel.on_change(f"remove rule {rule.source}")
+        rules = self._kernel.rules.get(self._netns, [])
+        if rule in rules:
+            rules.remove(rule)
+
+    def rules(self) -> list[RuleSpec]:
+        return list(self._kernel.rules.get(self._netns, []))
 
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found = self._get(ifindex, "routes").routes

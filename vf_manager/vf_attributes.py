@@ -76,6 +76,23 @@ def set_vf_mac(kernel: Kernel, host: Links, pci: PciAddress, mac: Mac) -> None:
             time.sleep(0.02)
 
 
+def assign_mac(kernel: Kernel, host: Links, port: VfPort, mac: Mac) -> None:
+    """Give the VF this MAC, on its own interface and as the administrative one.
+
+    Where the PF mirrors the VF's MAC, the VF first: igb answers an untrusted VF with a NACK whatever MAC it
+    sends, the same one even, while an administrative one stands (igb_set_vf_mac_addr). What the PF shows
+    then looks as if it were set; only the write sets it.
+    """
+    if _mirrors(kernel, port):
+        pf = pf_link(kernel, host, port.pf)
+        _write(kernel, host, port, pf, VfChange(mac=ZERO_MAC))
+        set_vf_mac(kernel, host, port.pci, mac)
+        _write(kernel, host, port, pf, VfChange(mac=mac))
+    else:
+        set_vf_attributes(kernel, host, port, VfChange(mac=mac))
+        set_vf_mac(kernel, host, port.pci, mac)
+
+
 def restore_macs(kernel: Kernel, host: Links, port: VfPort, administrative: Mac, own: Mac | None) -> None:
     """Give the VF its administrative MAC and the MAC of its interface back (`own`; None: it had none).
 

@@ -53,6 +53,8 @@ class LinkChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mac: Mac | None = None
     mtu: int | None = None
     up: bool | None = None
+    promisc: bool | None = None
+    allmulti: bool | None = None
 
     def describe(self) -> str:
         """`mtu 9000, up True`."""
@@ -70,6 +72,14 @@ class RouteSpec(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     table: int | None = None
     scope: int | None = None
+
+
+class RuleSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy rule: packets from `source` (CIDR) look in `table` first (man 8 ip-rule)."""
+
+    source: str
+    table: int
+    priority: int
 
 
 class NetnsHandle(Protocol):
@@ -117,6 +127,14 @@ class Links(Protocol):
         """CIDRs, link-local ones included."""
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None: ...
+
+    def add_rule(self, rule: RuleSpec) -> None: ...
+
+    def remove_rule(self, rule: RuleSpec) -> None:
+        """A rule that is not there is no error."""
+
+    def rules(self) -> list[RuleSpec]:
+        """Those that match nothing but a source."""
 
     def routes(self, ifindex: int) -> list[RouteSpec]:
         """Of every table, those that the kernel makes by itself included. `dst` is always a CIDR; numbers

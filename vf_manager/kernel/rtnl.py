@@ -18,11 +18,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vf_manager.errors import KernelError
-from vf_manager.kernel.api import LinkChange, LinkInfo, NetnsHandle, RouteSpec
+from vf_manager.kernel.api import LinkChange, LinkInfo, NetnsHandle, RouteSpec, RuleSpec
 from vf_manager.kernel.netns import Netns, own
 from vf_manager.model import ZERO_MAC, IfName, LinkState, Mac, Netdev, VfAttributes, VfChange, VlanProto
 
 _NLM_F_DUMP_INTR = 0x10
+_IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200  # include/uapi/linux/if.h
+_FR_ACT_TO_TBL = 1  # include/uapi/linux/fib_rules.h
 _RTEXT_FILTER_VF = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _VLAN_ETHERTYPE = {VlanProto.DOT1Q: 0x8100, VlanProto.DOT1AD: 0x88A8}
@@ -106,8 +108,9 @@ class Rtnl:
             query["address"] = change.mac
         if change.mtu is not None:
             query["mtu"] = change.mtu
-        if change.up is not None:
-            query["state"] = "up" if change.up else "down"
+        flags = [(change.up, _IFF_UP), (change.promisc, _IFF_PROMISC), (change.allmulti, _IFF_ALLMULTI)]
+        if mask := sum(flag for wanted, flag in flags if wanted is not None):
+            query |= {"change": mask, "flags": sum(flag for wanted, flag in flags if wanted)}
         with _kernel_errors(f"set {change.describe()} on link {ifindex}"):
             self._request("link", "set", index=ifindex, **query)
 
@@ -183,6 +186,27 @@ class Rtnl:
         with _kernel_errors(f"add route {route.dst}{via}", hint=hint):
             self._request("route", "add", **query)
 
+    def add_rule(self, rule: RuleSpec) -> None:
+        with _kernel_errors(f"add rule from {rule.source} to table {rule.table}"):
+            self._request("rule", "add", **_rule_query(rule))
+
+    def remove_rule(self, rule: RuleSpec) -> None:
+        with _kernel_errors(f"remove rule from {rule.source} to table {rule.table}", ignore=(errno.ENOENT,)):
+            self._request("rule", "del", **_rule_query(rule))
+
+    def rules(self) -> list[RuleSpec]:
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with _kernel_errors("list the policy rules"):
+                messages = self._request("rule", "dump", family=family)
+            for m in messages:
+                attrs = dict(m["attrs"])
+                if "FRA_SRC" in attrs and m["action"] == _FR_ACT_TO_TBL:
+                    source = f"{attrs['FRA_SRC']}/{m['src_len']}"
+                    table = attrs.get("FRA_TABLE", m["table"])
+                    found.append(RuleSpec(source=source, table=table, priority=attrs["FRA_PRIORITY"]))
+        return found
+
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found: list[RouteSpec] = []
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -190,6 +214,18 @@ class Rtnl:
                 messages = self._request("route", "dump", family=family, oif=ifindex)
             found += [_route_spec(m) for m in messages if dict(m["attrs"]).get("RTA_OIF") == ifindex]
         return found
+
+
+def _rule_query(rule: RuleSpec) -> dict[str, Any]:
+    network = ipaddress.ip_network(rule.source)
+    return {
+        "family": socket.AF_INET if network.version == 4 else socket.AF_INET6,
+        "src": str(network.network_address),
+        "src_len": network.prefixlen,
+        "table": rule.table,
+        "priority": rule.priority,
+        "action": _FR_ACT_TO_TBL,
+    }
 
 
 def _route_spec(message: Any) -> RouteSpec:
@@ -258,11 +294,11 @@ def _link_info(message: Any) -> LinkInfo:
         name=IfName(attrs["IFLA_IFNAME"]),
         mac=Mac(attrs.get("IFLA_ADDRESS") or ZERO_MAC),
         mtu=attrs.get("IFLA_MTU") or 0,
-        up=bool(flags & 0x1),
+        up=bool(flags & _IFF_UP),
         carrier=bool(attrs.get("IFLA_CARRIER")),
         altnames=altnames,
-        promisc=bool(flags & 0x100),
-        allmulti=bool(flags & 0x200),
+        promisc=bool(flags & _IFF_PROMISC),
+        allmulti=bool(flags & _IFF_ALLMULTI),
     )
     vfs = attrs.get("IFLA_VFINFO_LIST")
     return LinkInfo(
