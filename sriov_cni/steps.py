@@ -251,7 +251,11 @@ class AddRules(msgspec.Struct, frozen=True):
 
 
 class Announce(msgspec.Struct, frozen=True):
-    """Best effort: who is not told now learns it by ARP or neighbour discovery."""
+    """Best effort: who is not told now learns it by ARP or neighbour discovery.
+
+    IPv6 addresses are announced by the kernel (ndisc_notify), after duplicate address detection: an
+    advertisement that comes back before its end, from a NIC or a wire that echoes, fails it (ndisc_recv_na).
+    """
 
     pci: PciAddress
 
@@ -261,8 +265,9 @@ class Announce(msgspec.Struct, frozen=True):
     def apply(self, ground: Ground) -> None:
         netns, pod, netdev = ground.pod_side(self.pci)
         wait_until(lambda: _has_carrier(pod, netdev.ifindex), _CARRIER_TIMEOUT_S)
+        four = [ip.address for ip in ground.addresses.ips if ":" not in ip.address]
         try:
-            ground.kernel.announce(netns, netdev, [ip.address for ip in ground.addresses.ips])
+            ground.kernel.announce(netns, netdev, four)
         except KernelError:
             return
 

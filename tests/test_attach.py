@@ -73,7 +73,7 @@ def test_add_sets_what_is_asked_and_del_restores_all_of_it(world: World, vf: Pci
         }
     ]
     assert [ip["interface"] for ip in result["ips"]] == [0, 0]
-    assert world.kernel.announced == [("net1", "10.56.0.2/24"), ("net1", "fd00:56::2/64")]
+    assert world.kernel.announced == [("net1", "10.56.0.2/24")]  # the kernel announces IPv6
     assert world.attacher.held_vfs() == {vf}
 
     assert world.call("DEL", "c1", pod, conf_of(vf, **ALL)) == CniReply(0, b"")

@@ -27,6 +27,7 @@ class RecordStore(Generic[T]):
             left_over.unlink(missing_ok=True)
 
     def write(self, key: str, record: T) -> None:
+        path = self._path(key)
         temporary = self._directory / f".{key}.tmp"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -34,7 +35,7 @@ class RecordStore(Generic[T]):
                 file.write(msgspec.json.encode(record))
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(self._path(key))
+            temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

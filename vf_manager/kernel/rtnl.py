@@ -24,6 +24,7 @@ from vf_manager.model import ZERO_MAC, IfName, LinkState, Mac, Netdev, VfAttribu
 
 _NLM_F_DUMP_INTR = 0x10
 _IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200  # include/uapi/linux/if.h
+_IFA_F_OPTIMISTIC = 0x04  # include/uapi/linux/if_addr.h
 _FR_ACT_TO_TBL = 1  # include/uapi/linux/fib_rules.h
 _RTEXT_FILTER_VF = 1
 _RTEXT_FILTER_SKIP_STATS = 8
@@ -142,11 +143,14 @@ class Rtnl:
             self._request("link", "set", index=pf_ifindex, IFLA_VFINFO_LIST=message)
 
     def add_address(self, ifindex: int, address: str) -> None:
-        """`address`: CIDR. An IPv6 address is optimistic: usable at once, duplicates still detected."""
+        """`address`: CIDR. An IPv6 address is optimistic (RFC 4429) where the interface's sysctl
+        optimistic_dad allows it: usable at once, duplicates still detected."""
         interface = ipaddress.ip_interface(address)
         query: dict[str, Any] = {"address": str(interface.ip), "prefixlen": interface.network.prefixlen}
         if interface.version == 4 and interface.network.prefixlen < 31:
             query["broadcast"] = str(interface.network.broadcast_address)
+        if interface.version == 6:
+            query["flags"] = _IFA_F_OPTIMISTIC  # the sysctl optimistic_dad allows it, and asks for nothing
         with _kernel_errors(f"add address {address} to link {ifindex}"):
             self._request("addr", "add", index=ifindex, **query)
 
