@@ -46,7 +46,7 @@ class PodResources:
                 return _merge(self._ask(lister, namespace, name))
             except grpc.RpcError as e:
                 why = f"{e.code().name}: {e.details()}" if isinstance(e, grpc.Call) else str(e)
-                raise KubeletUnavailable(f"ask the kubelet for the devices of {namespace}/{name}: {why}") from e
+                raise KubeletUnavailable(f"ask the kubelet for devices of {namespace}/{name}: {why}") from e
 
     def _ask(self, lister: rpc.PodResourcesListerStub, namespace: str, name: str) -> list[pb.PodResources]:
         """Get, or List where the kubelet has no Get: it then answers with whatever status its version has."""

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
@@ -51,25 +52,28 @@ class Agent:
         self._log = log
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._alone = _lock_alone(run_dir / "lock")
-        self._locks = DeviceLocks()
-        self._created = RecordStore(run_dir / "pfs", CreatedVfs)
-        self._keeper = InventoryKeeper(kernel, log)
-        self._keeper.subscribe(self._on_inventory)
-        self._pool_by_vf: dict[PciAddress, str] = {}
-        self._attacher = Attacher(
-            kernel,
-            RecordStore(run_dir / ATTACHMENTS, Attachment),
-            self._locks,
-            self._pool_of,
-            log,
-            boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            lease_dir=lease_dir,
-        )
-        self._provisioned = threading.Event()
-        handler = CniHandler(self._attacher, self._not_ready, log)
-        self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
-        self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
-        self._supervisor = Supervisor(log)
+        with ExitStack() as undo:
+            undo.callback(os.close, self._alone)
+            self._locks = DeviceLocks()
+            self._created = RecordStore(run_dir / "pfs", CreatedVfs)
+            self._keeper = InventoryKeeper(kernel, log)
+            self._keeper.subscribe(self._on_inventory)
+            self._pool_by_vf: dict[PciAddress, str] = {}
+            self._attacher = Attacher(
+                kernel,
+                RecordStore(run_dir / ATTACHMENTS, Attachment),
+                self._locks,
+                self._pool_of,
+                log,
+                boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+                lease_dir=lease_dir,
+            )
+            self._provisioned = threading.Event()
+            handler = CniHandler(self._attacher, self._not_ready, log)
+            self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
+            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            self._supervisor = Supervisor(log)
+            undo.pop_all()
 
     def run(self) -> str | None:
         """Serve until told to stop; the reason if it ended by itself. CNI calls that come while VFs are
@@ -91,6 +95,7 @@ class Agent:
             self._server.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
+            self._server.close()
             os.close(self._alone)
         self._log.info("stopped", reason=self._supervisor.failure or "asked to")
         return self._supervisor.failure

@@ -104,19 +104,22 @@ def _check_vfs(pool: PoolConfig, key: str) -> None:
             f"{key}.vfs", pool.vfs.count, f"{key}.select.pfNames beside it: on which PFs to create VFs"
         )
     if not 0 <= pool.vfs.count <= 65535:
-        raise InvalidInput(f"{key}.vfs.count", pool.vfs.count, "a number of VFs, 0 or more")
+        raise InvalidInput(f"{key}.vfs.count", pool.vfs.count, "a number of VFs, 0-65535")
     if pool.vfs.mtu is not None and not 68 <= pool.vfs.mtu <= 65535:
         raise InvalidInput(f"{key}.vfs.mtu", pool.vfs.mtu, "an MTU of 68-65535 bytes")
 
 
 def _explain(message: str) -> str:
     """msgspec says `Object contains unknown field `x` - at `$.pools[0]``; the path goes first here."""
-    found = re.fullmatch(r"(.*?)(?: - at `(?:key in )?\$(.*)`)?", message, re.DOTALL)
+    found = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
     problem, path = (found[1], found[2] or "") if found else (message, "")
     path = path.lstrip(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
         return f"{f'{path}.' if path else ''}{unknown[1]}: unknown key"
-    hint = "; put quotes around it" if "Expected `str`, got `int`" in problem else ""
+    # 8086 is a number to YAML, 0000:01:10.0 one to the base of 60
+    hint = (
+        "; put quotes around it" if re.search("Expected `str`, got `(int|float|bool|date)`", problem) else ""
+    )
     return f"{path or 'the file'}: {problem[:1].lower()}{problem[1:]}{hint}"
 
 
@@ -127,9 +130,12 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
+            if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a plain word", key_node.start_mark
+                    None,
+                    None,
+                    f"the key {shorten(key)} is not text; put quotes around it",
+                    key_node.start_mark,
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(

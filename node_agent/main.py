@@ -52,7 +52,10 @@ def main(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
         failure = agent.run()
-    except SriovError as e:
+    except ConfigError as e:  # what only shows on the node: two pools that mean one PF
+        print(f"sriov-agent: {options.config}: {e}", file=sys.stderr)
+        return 2
+    except (SriovError, OSError) as e:
         failure = str(e)
     if failure:
         print(f"sriov-agent: {failure}", file=sys.stderr)

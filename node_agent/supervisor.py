@@ -7,7 +7,7 @@ from structlog.typing import FilteringBoundLogger
 
 
 class Supervisor:
-    """`stop` is set when the process shall end: by `shut_down`, or because a thread ended by itself."""
+    """`stop` is set when the process shall end: by its owner, or because a thread ended by itself."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log

@@ -9,9 +9,11 @@ from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attachment import Attachment, LeaseRef, Original, Sandbox, State, Wanted, attachment_key
 from sriov_cni.check import find_drift
+from sriov_cni.exec import PluginRunner
 from sriov_cni.executor import Checkpoint, apply_steps, no_checkpoint, undo_steps
 from sriov_cni.ground import Ground, open_ground, opened_sandbox
-from sriov_cni.ipam.config import HostLocalConf, IpamConf
+from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
+from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
 from sriov_cni.ipam.lease_dir import OwnerCache
 from sriov_cni.netconf import CniCall
@@ -52,6 +54,7 @@ class Attacher:
         self._boot_id = boot_id
         self._lease_dir = lease_dir
         self._lease_owners = OwnerCache()
+        self._plugins = PluginRunner(log)
         self._checkpoint = checkpoint
         self._guard = threading.Lock()
         self._owners: dict[PciAddress, str] = {}
@@ -93,7 +96,7 @@ class Attacher:
 
     def release_leases(self, network: str, ipam: IpamConf | None, container_id: str, ifname: str) -> None:
         """For a DEL without a record: the addresses may still be held, by the reference plugin even."""
-        engine = self._ipam(ipam, network)
+        engine = self._ipam(reachable(ipam, None, None), network)
         if engine is not None and self._records.read(attachment_key(container_id, ifname)) is None:
             engine.delete(container_id, ifname)
 
@@ -113,8 +116,14 @@ class Attacher:
             problems = find_drift(record, call.conf.prev_result, ground)
         if problems:
             raise CheckFailed("; ".join(problems))
-        if (ipam := self._ipam(call.conf.ipam, call.conf.name)) is not None:
+        ipam = self._ipam(reachable(call.conf.ipam, netns_fd, record.sandbox.id), call.conf.name)
+        if ipam is not None:
             ipam.check(record.container_id, record.ifname)
+
+    def ask_ipam(self, network: str, ipam: IpamConf | None) -> None:
+        """STATUS of the IPAM alone. Raises NotReady, or what a delegate answers."""
+        if (engine := self._ipam(ipam, network)) is not None:
+            engine.status()
 
     def collect(self, network: str, ipam: IpamConf | None, valid: Set[tuple[str, str]]) -> None:
         """GC: take back every attachment of this network that is not valid, past errors; raises the first."""
@@ -147,7 +156,7 @@ class Attacher:
                 self._log.warning("half-done attachment stays on record", error=str(e), **_fields(record))
 
     def _add(self, wanted: Wanted, netns_fd: int, sandbox: NetnsHandle) -> Result:
-        ipam = self._ipam(wanted.ipam, wanted.network)
+        ipam = self._ipam(reachable(wanted.ipam, netns_fd, sandbox.id), wanted.network)
         with open_ground(self._kernel, sandbox, ipam) as ground:
             standing = self._records.read(wanted.key)
             if standing is not None:
@@ -155,6 +164,7 @@ class Attacher:
                     return result
                 self._take_back(standing, netns_fd)
             self._refuse_owned(wanted.device, ground)
+            refuse_missing(wanted.ipam)
             record = self._intent(wanted, sandbox, ground)
             if ground.pod is not None and record.original.netdev is not None:
                 refuse_taken_name(ground.pod, wanted.ifname)
@@ -182,7 +192,7 @@ class Attacher:
     def _take_back(self, record: Attachment, netns_fd: int | None) -> None:
         """Undo every step of a record and remove it. Raises the first failure; the record then stays."""
         log = self._log.bind(**_fields(record))
-        ipam = self._ipam_of(record)
+        ipam = self._ipam_of(record, netns_fd)
         with (
             opened_sandbox(self._kernel, netns_fd, record.sandbox) as sandbox,
             open_ground(self._kernel, sandbox, ipam) as ground,
@@ -246,11 +256,18 @@ class Attacher:
 
     def _ipam(self, conf: IpamConf | None, network: str) -> Ipam | None:
         return make_ipam(
-            conf, network=network, boot_id=self._boot_id, data_dir=self._lease_dir, owners=self._lease_owners
+            conf,
+            network=network,
+            boot_id=self._boot_id,
+            data_dir=self._lease_dir,
+            owners=self._lease_owners,
+            runner=self._plugins,
         )
 
-    def _ipam_of(self, record: Attachment) -> Ipam | None:
+    def _ipam_of(self, record: Attachment, netns_fd: int | None) -> Ipam | None:
         """For release alone: ranges play no part in it."""
+        if record.lease is not None and record.lease.delegate is not None:
+            return self._ipam(reachable(record.lease.delegate, netns_fd, record.sandbox.id), record.network)
         if record.lease is None or record.lease.kind != "host-local":
             return None
         return self._ipam(HostLocalConf(range_sets=(), data_dir=record.lease.data_dir), record.network)
@@ -273,6 +290,8 @@ def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:
         return None
     if isinstance(conf, HostLocalConf):
         return LeaseRef(kind="host-local", data_dir=conf.data_dir)
+    if isinstance(conf, DelegateConf):
+        return LeaseRef(kind=conf.kind, delegate=conf)
     return LeaseRef(kind="static")
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from sriov_cni.environment import Pod
-from sriov_cni.ipam.config import IpamConf
+from sriov_cni.ipam.config import DelegateConf, IpamConf
 from sriov_cni.spec import Dns, Result
 from vf_manager.kernel.api import NetnsId
 from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
@@ -79,10 +79,12 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseRef(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to give the addresses back: the kind of IPAM and where its leases are."""
+    """What it takes to give the addresses back: the kind of IPAM and where its leases are, or all that an
+    IPAM executable was called with."""
 
     kind: str
     data_dir: str | None = None
+    delegate: DelegateConf | None = None
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

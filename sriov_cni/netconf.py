@@ -121,12 +121,14 @@ def parse_call(env: Mapping[str, str], stdin: bytes) -> CniCall:
     environment = parse_environment(env)
     top = Fields(decode_object(stdin))
     version = _parse_version(top, environment.command)
+    config = stdin.decode()
     if environment.command.cleans:
-        conf = _parse_identity(top, version)
+        ipam = salvage_ipam(top.values.get("ipam"), config, environment)
+        conf = NetConf(cni_version=version, name=_parse_name(top), ipam=ipam)
         if environment.command is Command.GC:
             conf = msgspec.structs.replace(conf, valid_attachments=_parse_valid_attachments(top))
         return CniCall(env=environment, conf=conf)
-    return CniCall(env=environment, conf=_parse_conf(top, version, environment.args))
+    return CniCall(env=environment, conf=_parse_conf(top, version, environment, config))
 
 
 def version_of(stdin: bytes) -> str:
@@ -176,10 +178,6 @@ def _parse_version(top: Fields, command: Command) -> str:
     return version
 
 
-def _parse_identity(top: Fields, version: str) -> NetConf:
-    return NetConf(cni_version=version, name=_parse_name(top), ipam=salvage_ipam(top.values.get("ipam")))
-
-
 def _parse_name(top: Fields) -> str:
     name = top.required_string("name")
     if not NAME.fullmatch(name):
@@ -188,15 +186,15 @@ def _parse_name(top: Fields) -> str:
     return name
 
 
-def _parse_conf(top: Fields, version: str, args: Mapping[str, str]) -> NetConf:
+def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> NetConf:
     top.refuse_unknown(_SPEC_KEYS | _OUR_KEYS, tolerated_prefix="cni.dev/")
     top.child("capabilities")
     top.boolean("ipMasq")
     runtime = top.child("runtimeConfig") or Fields({}, "runtimeConfig")
     cni_args = _cni_args(top)
-    mac = _parse_mac(top, runtime, cni_args, args)
+    mac = _parse_mac(top, runtime, cni_args, env.args)
     name = _parse_name(top)
-    request = IpRequest(runtime=runtime, cni_args=cni_args, env_args=args)
+    request = IpRequest(runtime=runtime, cni_args=cni_args, env_args=env.args, config=config, env=env)
     dns = top.child("dns")
     return NetConf(
         cni_version=version,

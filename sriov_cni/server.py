@@ -94,6 +94,12 @@ class CniServer:
         """Take no more calls. Returns at once; `serve` returns when running calls are done or out of time."""
         self._ending.set()
 
+    def close(self) -> None:
+        """Remove the socket if `serve` never came to do it. Once more is no error."""
+        if self._listener is not None:
+            with self._listener, _removed_at_the_end(self._path, self._inode):
+                self._ending.set()
+
     def _join(self, threads: list[threading.Thread]) -> None:
         deadline = time.monotonic() + self._grace_s
         for thread in threads:

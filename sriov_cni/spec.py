@@ -16,6 +16,7 @@ from vf_manager.errors import CorruptRecord, InvalidInput, KernelError, NotFound
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
+OWN_NAMES = ("sriov-underlay", "sriov")  # under which the executable may be installed
 
 
 class ErrorCode(IntEnum):
@@ -63,6 +64,42 @@ class CheckFailed(SriovError):
 
 class NotReady(SriovError):
     """An ADD could not succeed now (STATUS)."""
+
+
+class PluginFailure(SriovError):
+    """Another CNI plugin that we called did not do its work."""
+
+
+class PluginError(PluginFailure):
+    """It said why, with a CNI error. The reply to our own caller has the same code."""
+
+    def __init__(self, plugin: str, code: int, msg: str, details: str = "") -> None:
+        self.code = code
+        self.msg = msg
+        self.details = details
+        super().__init__(f"plugin {plugin}: {msg}" + (f" ({details})" if details else ""))
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]
+        return self.code == ErrorCode.TRY_AGAIN_LATER
+
+
+class PluginMissing(PluginFailure):
+    """No such executable in the directories of CNI_PATH."""
+
+
+class PluginTimeout(PluginFailure):
+    """It was killed, because it did not end in time."""
+
+    transient = True
+
+
+class PluginCrashed(PluginFailure):
+    """It ended without saying why: killed by a signal, or with an exit code alone."""
+
+
+class PluginGarbage(PluginFailure):
+    """It printed what is neither a result nor an error, or more than anything sane."""
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +152,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     dns: Dns = Dns()
 
 
-def code_of(error: SriovError) -> ErrorCode:
+def code_of(error: SriovError) -> int:
     """The CNI code of an error. `transient` goes first: it is what tells the runtime to retry."""
+    if isinstance(error, PluginError):
+        return error.code
     if error.transient:
         return ErrorCode.TRY_AGAIN_LATER
     for family, code in _CODES:
@@ -127,6 +166,8 @@ def code_of(error: SriovError) -> ErrorCode:
 
 _CODES: tuple[tuple[type[SriovError], ErrorCode], ...] = (
     (NotReady, ErrorCode.NOT_AVAILABLE),
+    (PluginMissing, ErrorCode.INVALID_CONFIG),
+    (PluginGarbage, ErrorCode.UNDECODABLE),
     (CheckFailed, ErrorCode.CHECK_FAILED),
     (IncompatibleVersion, ErrorCode.INCOMPATIBLE_VERSION),
     (UnsupportedField, ErrorCode.UNSUPPORTED_FIELD),
@@ -164,6 +205,25 @@ def render_result(result: Result, cni_version: str) -> bytes:
         "dns": _filled(msgspec.structs.asdict(result.dns)),
     }
     return msgspec.json.encode(_filled(out))
+
+
+def is_at_least(version: str, since: str) -> bool:
+    """Of two versions of the specification. One that is none counts as older than any."""
+    try:
+        return [int(part) for part in version.split(".")] >= [int(part) for part in since.split(".")]
+    except ValueError:
+        return False
+
+
+def parse_plugin_name(value: str, key: str) -> str:
+    """The file name of another plugin. Never a path (SPEC.md: "must not contain characters disallowed in file
+    paths"), and never ours, which would call the agent from within the agent. Raises InvalidInput that names
+    `key`."""
+    if value in OWN_NAMES:
+        raise InvalidInput(key, value, "the name of another CNI plugin")
+    if not value or value.startswith(".") or len(value) > 255 or any(c in value for c in "/\\\0"):
+        raise InvalidInput(key, value, "the file name of a CNI plugin, without a directory")
+    return value
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

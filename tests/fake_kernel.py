@@ -35,6 +35,7 @@ from vf_manager.model import (
     PciAddress,
     VfAttributes,
     VfChange,
+    VlanProto,
 )
 
 _NEW_VF = VfAttributes(spoofchk=True, trust=False, min_tx_rate=0, max_tx_rate=0, link_state=LinkState.AUTO)
@@ -83,10 +84,13 @@ class FakeKernel:
 
     # --- set-up and inspection by tests
 
-    def add_pf(self, pci: str, name: str, total_vfs: int = 7, numa_node: int = 0) -> PciAddress:
+    def add_pf(
+        self, pci: str, name: str, total_vfs: int = 7, numa_node: int = 0, driver: str = "igb"
+    ) -> PciAddress:
+        """Another driver than igb takes every attribute, and leaves the VF's own MAC to the VF."""
         address = PciAddress(pci)
         function = PciFunction(
-            pci=address, vendor="8086", device="10c9", driver="igb", numa_node=numa_node, total_vfs=total_vfs
+            pci=address, vendor="8086", device="10c9", driver=driver, numa_node=numa_node, total_vfs=total_vfs
         )
         self.functions[address] = FakeFunction(function, pf_name=name)
         self._new_link(name, address)
@@ -248,7 +252,8 @@ class FakeKernel:
         link = self._new_link(f"{owner.pf_name}v{index}", pci)
         if given != ZERO_MAC:
             link.netdev = msgspec.structs.replace(link.netdev, mac=given)
-        self.mirror_mac(pci, link.netdev.mac)
+        if index not in owner.mac_is_set:
+            self.mirror_mac(pci, link.netdev.mac)
 
     def _unbind(self, pci: PciAddress) -> None:
         found = self.functions[pci]
@@ -262,6 +267,8 @@ class FakeKernel:
         if pf is None:
             return
         owner = self.functions[pf]
+        if owner.function.driver != "igb":
+            return
         index = next(i for i, address in owner.function.virtfns if address == pci)
         now = owner.attributes[index]
         if index in owner.mac_is_set and not now.trust:  # the same MAC is refused as any other
@@ -388,16 +395,15 @@ class FakeLinks:
                 raise KernelError(f"set attributes of vf {index}", errno.EINVAL)
             for keys in (("mac",), ("vlan", "qos", "proto"), ("min_tx_rate", "max_tx_rate"), ("spoofchk",)):
                 self._set(owner, index, change, keys)
-            if change.link_state is not None:
-                raise KernelError(f"set attributes of vf {index}", errno.EOPNOTSUPP)
+            self._set(owner, index, change, ("link_state",))
             self._set(owner, index, change, ("trust",))
 
     def _set(self, owner: FakeFunction, index: int, change: VfChange, keys: Sequence[str]) -> None:
         values = {key: value for key, value in change.items() if key in keys}
-        if values.get("min_tx_rate"):
-            raise KernelError(f"set attributes of vf {index}", errno.EINVAL)
-        if values.get("proto") == "802.1ad":
-            raise KernelError(f"set attributes of vf {index}", errno.EPROTONOSUPPORT)
+        if owner.function.driver == "igb":
+            code = _refused_by_igb(values)
+            if code:
+                raise KernelError(f"set attributes of vf {index}", code)
         if "mac" in values:
             (owner.mac_is_set.discard if values["mac"] == ZERO_MAC else owner.mac_is_set.add)(index)
         owner.attributes[index] = msgspec.structs.replace(owner.attributes[index], **values)
@@ -446,6 +452,15 @@ class FakeLinks:
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found = [r for i in self._links() if i.netdev.ifindex == ifindex for r in i.routes]
         return [r if r.table else msgspec.structs.replace(r, table=254) for r in found]
+
+
+def _refused_by_igb(values: dict[str, object]) -> int:
+    """The errno of igb_main.c igb_ndo_set_vf_*, 0 for none."""
+    if values.get("min_tx_rate"):
+        return errno.EINVAL
+    if values.get("proto") == VlanProto.DOT1AD:
+        return errno.EPROTONOSUPPORT
+    return errno.EOPNOTSUPP if "link_state" in values else 0
 
 
 def _is_on_link(link: FakeLink, gateway: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

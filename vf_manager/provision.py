@@ -103,7 +103,7 @@ def plan(
         if reason is not None:
             refusals.append(Refusal(pf=pf.pci, reason=reason))
         else:
-            steps += _pf_steps(policy, pf)
+            steps += _pf_steps(policy, pf, in_use, ours=pf.pci in created)
     return Plan(steps=tuple(steps), refusals=tuple(refusals))
 
 
@@ -157,7 +157,7 @@ def _why_not(policy: PfPolicy, pf: Pf, in_use: Set[PciAddress], created: Set[Pci
     return None
 
 
-def _pf_steps(policy: PfPolicy, pf: Pf) -> list[Step]:
+def _pf_steps(policy: PfPolicy, pf: Pf, in_use: Set[PciAddress], *, ours: bool) -> list[Step]:
     steps: list[Step] = []
     assert pf.netdev is not None
     mtu = max((p.mtu for p in policy.vfs if p.mtu is not None), default=0)
@@ -168,10 +168,14 @@ def _pf_steps(policy: PfPolicy, pf: Pf) -> list[Step]:
     anew = pf.num_vfs != policy.count
     if anew:
         steps += _create_steps(policy, pf)
+    vf_steps: list[Step] = []
     for index in range(policy.count):
-        vf = next((v for v in pf.vfs if v.index == index), None)
-        steps += _vf_steps(pf, index, _policy_of(policy, index), None if anew else vf)
-    return steps
+        vf = None if anew else next((v for v in pf.vfs if v.index == index), None)
+        if vf is None or vf.pci not in in_use:
+            vf_steps += _vf_steps(pf, index, _wanted(policy, index, vf, ours), vf)
+    if not anew and not pf.autoprobe and any(_needs_autoprobe(step) for step in vf_steps):
+        steps.append(SetAutoprobe(pf.pci, True))  # somebody, maybe we, died in the middle of making them
+    return steps + vf_steps
 
 
 def _create_steps(policy: PfPolicy, pf: Pf) -> list[Step]:
@@ -182,18 +186,32 @@ def _create_steps(policy: PfPolicy, pf: Pf) -> list[Step]:
     return steps
 
 
+def _wanted(policy: PfPolicy, index: int, vf: Vf | None, ours: bool) -> VfPolicy | None:
+    """A VF that no pool speaks of gets the kernel's driver when made (`vf` None), or when its making was cut
+    short: then it is ours and without one."""
+    wanted = _policy_of(policy, index)
+    if wanted is None and (vf is None or (ours and vf.driver is None)):
+        return VfPolicy(first=index, last=index)
+    return wanted
+
+
 def _vf_steps(pf: Pf, index: int, policy: VfPolicy | None, vf: Vf | None) -> list[Step]:
-    """`vf` None: it will be made anew. A VF that no pool speaks of gets the kernel's driver when made."""
-    driver = policy.driver if policy else DriverKind.KERNEL
+    """`vf` None: it will be made anew."""
+    if policy is None:
+        return []
     steps: list[Step] = []
-    if vf is None or (policy is not None and not _has_driver(vf, driver)):
-        steps.append(BindVf(pf.pci, index, driver))
-    if policy is None or policy.mtu is None or driver is not DriverKind.KERNEL:
+    if vf is None or not _has_driver(vf, policy.driver):
+        steps.append(BindVf(pf.pci, index, policy.driver))
+    if policy.mtu is None or policy.driver is not DriverKind.KERNEL:
         return steps
     # A VF in a pod has the MTU that its network asks for; it gets this one when it is back.
     if steps or (vf is not None and vf.netdev is not None and vf.netdev.mtu != policy.mtu):
         steps.append(SetVfMtu(pf.pci, index, policy.mtu))
     return steps
+
+
+def _needs_autoprobe(step: Step) -> bool:
+    return isinstance(step, BindVf) and step.driver is DriverKind.KERNEL
 
 
 def _policy_of(policy: PfPolicy, index: int) -> VfPolicy | None:

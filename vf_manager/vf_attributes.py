@@ -103,7 +103,7 @@ def restore_macs(kernel: Kernel, host: Links, port: VfPort, administrative: Mac,
     if now is None:
         return
     # Where the PF mirrors the VF's MAC, equal values do not tell whether one is set: write zeros anyway.
-    mirrored = _mirrors(kernel, port) and own is not None and administrative in (ZERO_MAC, own)
+    mirrored = _mirrors(kernel, port) and own is not None
     if mirrored:
         _write(kernel, host, port, pf_link(kernel, host, port.pf), VfChange(mac=ZERO_MAC))
     else:

@@ -1,7 +1,9 @@
-"""Pure: the `ipam` object of a network config as a typed value for each IPAM that is served, and its answer.
+"""Pure: the `ipam` object of a network config as a typed value for each kind of IPAM, and its answer.
 
-Same meaning as the reference plugins for every config that they take and that works; unknown keys are
-errors. What differs: an IPv4 network or broadcast address is never given out, even from an explicit range.
+`host-local` and `static` are served here, with the same meaning as the reference plugins for every config
+that they take and that works; unknown keys are errors. What differs: an IPv4 network or broadcast address is
+never given out, even from an explicit range. Any other type is the name of an executable, and its options
+are its own.
 """
 
 import ipaddress
@@ -9,9 +11,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from sriov_cni.environment import Command, Environment
 from sriov_cni.fields import Fields, as_fields, list_items
 from sriov_cni.ipam.ranges import Address, AddressRange, Network, RangeSet, parse_address
-from sriov_cni.spec import Dns, IpConfig, Route
+from sriov_cni.spec import Dns, IpConfig, Route, parse_plugin_name
 from vf_manager.errors import InvalidInput
 
 _RANGE_KEYS = frozenset({"subnet", "rangeStart", "rangeEnd", "gateway"})
@@ -37,7 +40,16 @@ class StaticConf(msgspec.Struct, frozen=True, kw_only=True):
     dns: Dns = Dns()
 
 
-IpamConf = HostLocalConf | StaticConf
+class DelegateConf(msgspec.Struct, frozen=True, kw_only=True):
+    """An IPAM that is another executable. `config`: all that was on stdin of the call, and `env` the call's
+    variables: both are handed on (CNI SPEC.md, section 4), and both are what a later DEL needs."""
+
+    kind: str
+    config: str = "{}"
+    env: Environment = Environment(command=Command.ADD)
+
+
+IpamConf = HostLocalConf | StaticConf | DelegateConf
 
 
 class IpamResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,11 +61,14 @@ class IpamResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IpRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a call may ask for addresses: runtimeConfig, args.cni and CNI_ARGS."""
+    """What a call says besides the `ipam` object. It may ask for addresses in runtimeConfig, args.cni and
+    CNI_ARGS; a delegate gets all of it (`config`, `env`)."""
 
     runtime: Fields = Fields({}, "runtimeConfig")
     cni_args: Fields = Fields({}, "args.cni")
     env_args: Mapping[str, str] = {}
+    config: str = "{}"
+    env: Environment = Environment(command=Command.ADD)
 
 
 def parse_ipam(ipam: Fields | None, request: IpRequest) -> IpamConf | None:
@@ -66,21 +81,31 @@ def parse_ipam(ipam: Fields | None, request: IpRequest) -> IpamConf | None:
         case "static":
             return _parse_static(ipam, request)
         case _:
-            raise InvalidInput(ipam.path_of("type"), kind, '"host-local" or "static"')
+            parse_plugin_name(kind, ipam.path_of("type"))
+            return DelegateConf(kind=kind, config=request.config, env=request.env)
 
 
-def salvage_ipam(value: object) -> IpamConf | None:
+def salvage_ipam(value: object, config: str = "{}", env: Environment | None = None) -> IpamConf | None:
     """For DEL and GC: what it takes to release, from a config that may be wrong in every other way."""
-    if not isinstance(value, dict) or value.get("type") != "host-local":
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(kind, str) or kind == "static":
         return None
     try:
+        if kind != "host-local":
+            request = IpRequest(config=config, env=env or Environment(command=Command.DEL))
+            return parse_ipam(Fields(value, "ipam"), request)
         return HostLocalConf(range_sets=(), data_dir=_parse_path(Fields(value, "ipam"), "dataDir"))
     except InvalidInput:
-        return HostLocalConf(range_sets=())
+        return HostLocalConf(range_sets=()) if kind == "host-local" else None
 
 
 def parse_dns(dns: Fields) -> Dns:
     dns.refuse_unknown(_DNS_KEYS)
+    return dns_of(dns)
+
+
+def dns_of(dns: Fields) -> Dns:
+    """Of a config or of a plugin's result; without the keys that are not known here."""
     return Dns(
         nameservers=dns.strings("nameservers"),
         domain=dns.string("domain") or "",
@@ -143,8 +168,8 @@ def _parse_range(fields: Fields) -> AddressRange:
     subnet = _parse_subnet(fields)
     first = subnet.network_address + 1
     last = subnet.broadcast_address - (1 if subnet.version == 4 else 0)
-    start = _address_of(fields, "rangeStart", subnet) or first
-    end = _address_of(fields, "rangeEnd", subnet) or last
+    start = address_of(fields, "rangeStart", subnet) or first
+    end = address_of(fields, "rangeEnd", subnet) or last
     for key, address in (("rangeStart", start), ("rangeEnd", end)):
         if address not in subnet:
             raise InvalidInput(fields.path_of(key), str(address), f"an address in {subnet}")
@@ -152,14 +177,14 @@ def _parse_range(fields: Fields) -> AddressRange:
         raise InvalidInput(
             fields.path_of("rangeEnd"), str(end), f"an address not before rangeStart ({start})"
         )
-    gateway = _address_of(fields, "gateway", subnet) or first
+    gateway = address_of(fields, "gateway", subnet) or first
     return AddressRange(subnet=subnet, start=start, end=end, gateway=gateway)
 
 
 def _parse_subnet(fields: Fields) -> Network:
     text = fields.required_string("subnet")
     path = fields.path_of("subnet")
-    subnet = _parse_network(text, path)
+    subnet = parse_network(text, path)
     given = ipaddress.ip_interface(text).ip
     if given != subnet.network_address:
         raise InvalidInput(path, text, f"a network without host bits ({subnet})")
@@ -168,7 +193,7 @@ def _parse_subnet(fields: Fields) -> Network:
     return subnet
 
 
-def _address_of(fields: Fields, key: str, subnet: Network) -> Address | None:
+def address_of(fields: Fields, key: str, subnet: Network) -> Address | None:
     text = fields.string(key)
     if text is None:
         return None
@@ -246,16 +271,16 @@ def _parse_static(ipam: Fields, request: IpRequest) -> StaticConf:
 def _parse_static_address(fields: Fields) -> IpConfig:
     fields.refuse_unknown({"address", "gateway"})
     text = fields.required_string("address")
-    network = _parse_network(text, fields.path_of("address"))
-    gateway = _address_of(fields, "gateway", network)
-    return IpConfig(address=_canonical(text), gateway=str(gateway) if gateway else None)
+    network = parse_network(text, fields.path_of("address"))
+    gateway = address_of(fields, "gateway", network)
+    return IpConfig(address=canonical(text), gateway=str(gateway) if gateway else None)
 
 
 def _addresses_in(fields: Fields) -> list[IpConfig]:
     found = []
     for index, text in enumerate(fields.strings("ips")):
-        _parse_network(text, f"{fields.path_of('ips')}[{index}]")
-        found.append(IpConfig(address=_canonical(text)))
+        parse_network(text, f"{fields.path_of('ips')}[{index}]")
+        found.append(IpConfig(address=canonical(text)))
     return found
 
 
@@ -263,8 +288,8 @@ def _with_env_args(configured: list[IpConfig], env_args: Mapping[str, str]) -> l
     """CNI_ARGS IP adds addresses; each GATEWAY goes to the addresses whose network it is in."""
     addresses = list(configured)
     for text in _comma_list(env_args, "IP"):
-        _parse_network(text, "CNI_ARGS IP")
-        addresses.append(IpConfig(address=_canonical(text)))
+        parse_network(text, "CNI_ARGS IP")
+        addresses.append(IpConfig(address=canonical(text)))
     for text in _comma_list(env_args, "GATEWAY"):
         gateway = parse_address(text)
         if gateway is None:
@@ -288,8 +313,13 @@ def _parse_routes(ipam: Fields) -> tuple[Route, ...]:
 
 def _parse_route(fields: Fields) -> Route:
     fields.refuse_unknown(_ROUTE_KEYS)
-    dst = _parse_network(fields.required_string("dst"), fields.path_of("dst"))
-    gw = _address_of(fields, "gw", dst)
+    return route_of(fields)
+
+
+def route_of(fields: Fields) -> Route:
+    """Of a config or of a plugin's result; without the keys that are not known here."""
+    dst = parse_network(fields.required_string("dst"), fields.path_of("dst"))
+    gw = address_of(fields, "gw", dst)
     return Route(
         dst=str(dst),
         gw=str(gw) if gw else None,
@@ -301,7 +331,7 @@ def _parse_route(fields: Fields) -> Route:
     )
 
 
-def _parse_network(text: str, path: str) -> Network:
+def parse_network(text: str, path: str) -> Network:
     """The network of an address with a prefix length; host bits are dropped."""
     address, slash, length = text.partition("/")
     if parse_address(address) is None or not slash or not length.isascii() or not length.isdigit():
@@ -312,7 +342,7 @@ def _parse_network(text: str, path: str) -> Network:
         raise InvalidInput(path, text, "an address with prefix length like 10.0.0.5/24") from error
 
 
-def _canonical(text: str) -> str:
+def canonical(text: str) -> str:
     return str(ipaddress.ip_interface(text))
 
 

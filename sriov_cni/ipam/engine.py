@@ -4,7 +4,11 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from sriov_cni.ipam.config import HostLocalConf, IpamConf, IpamResult, StaticConf
+import structlog
+
+from sriov_cni.exec import PluginRunner
+from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf, IpamResult, StaticConf
+from sriov_cni.ipam.delegate import Delegate
 from sriov_cni.ipam.host_local import HostLocal
 from sriov_cni.ipam.lease_dir import LeaseDir, OwnerCache
 from sriov_cni.ipam.static import Static
@@ -13,7 +17,8 @@ DATA_DIR = Path("/var/lib/cni/networks")  # of the reference host-local plugin
 
 
 class Ipam(Protocol):
-    """All three may be called again with the same container and interface, and `delete` without an `add`."""
+    """`delete` and `check` may be called again with the same container and interface, `delete` without an
+    `add`, and after one that failed."""
 
     def add(self, container_id: str, ifname: str) -> IpamResult: ...
 
@@ -24,6 +29,9 @@ class Ipam(Protocol):
     def keep_only(self, valid: Set[tuple[str, str]]) -> None:
         """GC: release what is held by any other than these (container id, ifname)."""
 
+    def status(self) -> None:
+        """Raises NotReady if an `add` could not succeed now, or what a delegate answers to STATUS."""
+
 
 def make_ipam(
     conf: IpamConf | None,
@@ -32,10 +40,11 @@ def make_ipam(
     boot_id: str,
     data_dir: Path = DATA_DIR,
     owners: OwnerCache | None = None,
+    runner: PluginRunner | None = None,
 ) -> Ipam | None:
     """`network`: the validated name of the network; `data_dir`: where the config does not say.
 
-    Keep one `owners` per process: without it every call reads every lease file.
+    Keep one `owners` per process: without it every call reads every lease file. `runner`: for delegates.
     """
     match conf:
         case None:
@@ -46,5 +55,7 @@ def make_ipam(
             path = Path(conf.data_dir or data_dir) / network
             directory = LeaseDir(path, boot_id=boot_id, owners=owners)
             return HostLocal(conf, network=network, directory=directory)
+        case DelegateConf():
+            return Delegate(conf, runner or PluginRunner(structlog.get_logger()))
         case _:
             assert_never(conf)

@@ -10,7 +10,7 @@ from sriov_cni.ipam.config import HostLocalConf, IpamResult
 from sriov_cni.ipam.lease_dir import LeaseDir, Leases
 from sriov_cni.ipam.ranges import AddressRange, RangeSet, parse_address
 from sriov_cni.ipam.resolv_conf import read_resolv_conf
-from sriov_cni.spec import Dns, IpConfig
+from sriov_cni.spec import Dns, IpConfig, NotReady
 from vf_manager.errors import Busy, Exhausted, NotFound
 
 
@@ -71,6 +71,18 @@ class HostLocal:
                 if content not in owners:
                     releases.callback(leases.remove, name, content)
 
+    def status(self) -> None:
+        """Raises NotReady if a range has no free address, after a look for leases that nobody holds."""
+        if not self._directory.exists():
+            return
+        with self._directory.locked() as leases:
+            for force in (False, True):
+                leases.sweep(force=force)
+                full = [str(range_set) for range_set in self._conf.range_sets if _is_full(leases, range_set)]
+                if not full:
+                    return
+        raise NotReady(f"network {self._network}: no free address in {'; '.join(full)}")
+
     def _held(self, range_set: RangeSet, held: list[str]) -> IpConfig | None:
         for name in held:
             address = parse_address(name)
@@ -116,6 +128,10 @@ def _take(leases: Leases, name: str, owner: str, undo: ExitStack) -> bool:
         return False
     undo.callback(leases.remove, name, owner)
     return leases.publish(name, owner)
+
+
+def _is_full(leases: Leases, range_set: RangeSet) -> bool:
+    return all(name in leases for name, _ in range_set.candidates(None))
 
 
 def _owner(container_id: str, ifname: str) -> str:

@@ -132,9 +132,9 @@ class Leases:
         """
         if not force and _mark_of(self._path) in (self._boot_id, _UNSUPPORTED):
             return
-        for name, inode in list(self._inodes.items()):
+        for name in list(self._inodes):
             old = _mark_of(self._path / name) not in (self._boot_id, None, _UNSUPPORTED)
-            if old or not (self._content(name, inode)[1] or self._read(name)):
+            if old or not self._read(name):
                 self._unlink(name)
         _set_mark(self._path, self._boot_id)
 

@@ -20,3 +20,6 @@ class Static:
 
     def keep_only(self, valid: Set[tuple[str, str]]) -> None:
         pass
+
+    def status(self) -> None:
+        pass

@@ -1,0 +1,174 @@
+"""The running kernel, through the project's adapters."""
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel_contract import KernelContract
+from tests.netns.conftest import open_fds
+from tests.netns.namespaces import LinuxWorld, ip
+from vf_manager.errors import KernelError
+from vf_manager.kernel.api import LinkChange, Links, RouteSpec
+from vf_manager.kernel.linux import LinuxKernel
+from vf_manager.kernel.netns import Netns
+from vf_manager.kernel.rtnl import Rtnl
+
+OWN = Path("/proc/thread-self/ns/net")
+
+
+class TestContract(KernelContract):
+    """The spare link is one end of a veth pair."""
+
+
+class TestWords:
+    """What a refusal says: the kernel's own words where it has some, ours where it has none."""
+
+    def test_the_kernels_own_words(self, world: LinuxWorld) -> None:
+        with world.kernel.links() as host, pytest.raises(KernelError) as caught:
+            host.set_link(ifindex_of(host, "spare0"), LinkChange(mtu=60))
+        said = str(caught.value)
+        assert re.fullmatch(r"set mtu 60 on link \d+: EINVAL \(Invalid argument\); .*minimum.*", said), said
+
+    def test_our_hint_where_the_kernel_has_only_a_number(self, world: LinuxWorld) -> None:
+        ip("link", "set", "spare0", "up")
+        route = RouteSpec(dst="::/0", gateway="2001:db8:9::1")
+        with world.kernel.links() as host, pytest.raises(KernelError) as caught:
+            host.add_route(ifindex_of(host, "spare0"), route)
+        assert str(caught.value) == (
+            "add route ::/0 via 2001:db8:9::1: EHOSTUNREACH (No route to host);"
+            " the gateway is not on a network of this interface"
+        )
+
+    def test_nothing_is_said_twice(self, world: LinuxWorld) -> None:
+        with world.kernel.links() as host, pytest.raises(KernelError) as caught:
+            host.set_link(999_999, LinkChange(up=True))
+        assert str(caught.value) == "set up True on link 999999: ENODEV (No such device)"
+
+    def test_a_sysctl_that_refuses_a_value(self, world: LinuxWorld) -> None:
+        netns = Netns(world.new_space().fd)
+        name = "net/ipv4/conf/lo/arp_notify"
+        with pytest.raises(KernelError, match=f"write 'often' to sysctl {name}: EINVAL"):
+            world.kernel.write_sysctl(netns, name, "often")
+        with pytest.raises(KernelError, match="write '1' to sysctl net/ipv4/conf/lo: EISDIR"):
+            world.kernel.write_sysctl(netns, "net/ipv4/conf/lo", "1")
+        netns.close()
+
+
+class TestInterruptedDumps:
+    """The kernel marks a dump that changed under its hands (NLM_F_DUMP_INTR); pyroute2 passes it on."""
+
+    def interrupt(self, links: Rtnl, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        request, left = links._request, [times]
+
+        def interrupted(kind: str, command: str, **query: Any) -> tuple[Any, ...]:
+            messages = request(kind, command, **query)
+            if left[0]:
+                left[0] -= 1
+                messages[-1]["header"]["flags"] |= 0x10
+                messages = messages[:1] + messages[-1:]
+            return messages
+
+        monkeypatch.setattr(links, "_request", interrupted)
+
+    def test_it_is_made_again(self, world: LinuxWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Rtnl() as links:
+            self.interrupt(links, 3, monkeypatch)
+            assert [link.netdev.name for link in links.dump()] == ["lo", "peer0", "spare0"]
+
+    def test_but_not_for_ever(self, world: LinuxWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Rtnl() as links:
+            self.interrupt(links, 1000, monkeypatch)
+            with pytest.raises(KernelError, match="they kept changing meanwhile") as caught:
+                links.dump()
+        assert caught.value.transient
+
+
+class TestThreads:
+    def test_links_refuse_another_thread(self, world: LinuxWorld) -> None:
+        """pyroute2 would open a socket for that thread, in the namespace of that thread."""
+        failures: list[BaseException] = []
+
+        def use() -> None:
+            try:
+                links.dump()
+            except BaseException as e:  # noqa: BLE001 - looked at below
+                failures.append(e)
+
+        with world.kernel.links() as links:
+            other = threading.Thread(target=use)
+            other.start()
+            other.join()
+            assert [link.netdev.name for link in links.dump()] == ["lo", "peer0", "spare0"]
+        assert [type(failure) for failure in failures] == [RuntimeError]
+
+    def test_run_works_inside_and_hands_out_the_result(self, world: LinuxWorld) -> None:
+        space = world.new_space()
+        netns, home = Netns(space.fd), Netns.open(OWN)
+        inside = netns.run(lambda: Netns.open(OWN))
+        assert inside.id == netns.id != home.id
+        after = Netns.open(OWN)
+        assert after.id == home.id
+        for handle in (netns, home, inside, after):
+            handle.close()
+
+    def test_run_raises_what_the_function_raised(self, world: LinuxWorld) -> None:
+        netns = Netns(world.new_space().fd)
+        error = KeyboardInterrupt("from inside")
+
+        def fail() -> None:
+            raise error
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            netns.run(fail)
+        assert caught.value is error
+        assert threading.current_thread() is threading.main_thread()
+        netns.close()
+
+    def test_a_closed_handle_cannot_be_entered(self, world: LinuxWorld) -> None:
+        netns = Netns(world.new_space().fd)
+        netns.close()
+        netns.close()
+        with pytest.raises(KernelError, match="enter the network namespace"):
+            netns.run(lambda: None)
+        with pytest.raises(KernelError, match="enter the network namespace"):
+            world.kernel.links(netns)
+
+    def test_a_handle_of_another_kernel_is_a_bug(self) -> None:
+        class Stranger:
+            id = None
+
+        with pytest.raises(TypeError, match="not a namespace of this kernel"):
+            LinuxKernel().links(Stranger())  # type: ignore[arg-type]
+
+
+class TestLeaks:
+    def test_opening_links_200_times_leaks_nothing(self, world: LinuxWorld) -> None:
+        netns = Netns(world.new_space().fd)
+        fds, threads = open_fds(), threading.active_count()
+        for _ in range(200):
+            with world.kernel.links(netns) as links:
+                assert links.read(name="lo") is not None
+        assert (open_fds(), threading.active_count()) == (fds, threads)
+        netns.close()
+
+    def test_asking_for_eswitch_modes_leaks_nothing(self) -> None:
+        """Be there devlink or not: the constructor of a missing family's socket fails half-way."""
+        LinuxKernel().eswitch_modes()
+        before = open_fds()
+        for _ in range(20):
+            LinuxKernel().eswitch_modes()
+        assert open_fds() == before
+
+    def test_opening_what_is_no_namespace_leaks_nothing(self, world: LinuxWorld) -> None:
+        before = open_fds()
+        assert world.kernel.netns_at("/etc/passwd") is None
+        assert open_fds() == before
+
+
+def ifindex_of(links: Links, name: str) -> int:
+    found = links.read(name=name)
+    assert found is not None
+    return found.netdev.ifindex

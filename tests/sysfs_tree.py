@@ -1,0 +1,88 @@
+"""Adapter: sysfs trees for tests, in a folder, with the links and files that real NICs have there."""
+
+import os
+from pathlib import Path
+
+from vf_manager.model import PciAddress
+
+
+class SysfsTree:
+    """`root` plays /sys. Functions are below a root port, as on a real machine, and linked from the bus."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bus = root / "bus/pci"
+        self._port = root / "devices/pci0000:00/0000:00:02.0"
+        (self.bus / "devices").mkdir(parents=True)
+        (self.bus / "drivers").mkdir()
+        (self.bus / "drivers_probe").touch()
+        self._port.mkdir(parents=True)
+
+    def add_function(
+        self,
+        pci: str,
+        *,
+        device: str = "0x10c9",
+        driver: str | None = None,
+        net: tuple[str, ...] = (),
+        numa_node: int = -1,
+        iommu_group: int | None = None,
+    ) -> Path:
+        """Returns the folder of the function."""
+        folder = self._port / pci
+        folder.mkdir()
+        link(self.bus / "devices" / pci, folder)
+        write(folder / "vendor", "0x8086")
+        write(folder / "device", device)
+        write(folder / "numa_node", str(numa_node))
+        write(folder / "driver_override", "(null)")
+        if driver is not None:
+            self.bind(pci, driver)
+        for name in net:
+            (folder / "net" / name).mkdir(parents=True)
+        if iommu_group is not None:
+            group = self.root / f"kernel/iommu_groups/{iommu_group}"
+            group.mkdir(parents=True)
+            link(folder / "iommu_group", group)
+        return folder
+
+    def add_pf(self, pci: str, total_vfs: int = 7, driver: str | None = "igb", name: str = "") -> Path:
+        folder = self.add_function(pci, driver=driver, net=(name,) if name else ())
+        write(folder / "sriov_totalvfs", str(total_vfs))
+        write(folder / "sriov_numvfs", "0")
+        write(folder / "sriov_drivers_autoprobe", "1")
+        return folder
+
+    def add_vf(
+        self, pf: str, index: int, pci: str, driver: str | None = "igbvf", net: tuple[str, ...] = ()
+    ) -> Path:
+        """Also counts it at its PF."""
+        folder = self.add_function(pci, device="0x10ca", driver=driver, net=net, iommu_group=20 + index)
+        link(folder / "physfn", self._port / pf)
+        link(self._port / pf / f"virtfn{index}", folder)
+        write(self._port / pf / "sriov_numvfs", str(index + 1))
+        return folder
+
+    def bind(self, pci: str, driver: str | None) -> None:
+        """What the kernel does to the links when a driver takes or leaves a function."""
+        (self._port / pci / "driver").unlink(missing_ok=True)
+        if driver is not None:
+            self.add_driver(driver)
+            link(self._port / pci / "driver", self.bus / "drivers" / driver)
+
+    def add_driver(self, name: str) -> None:
+        folder = self.bus / "drivers" / name
+        folder.mkdir(exist_ok=True)
+        (folder / "unbind").touch()
+
+    def text(self, pci: PciAddress, name: str) -> str:
+        return (self._port / pci / name).read_text()
+
+
+def link(path: Path, target: Path) -> None:
+    """A relative symbolic link, as sysfs has them."""
+    path.symlink_to(os.path.relpath(target, path.parent.resolve()))
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(f"{text}\n")
