@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hw_tests.nics import Nic, as_found, find_nics, host_address, settle, wait_for_carrier, wait_until
-from hw_tests.node import Node, resource_of, running_node
+from hw_tests.node import Node, render_config, resource_of, running_node
 from hw_tests.runtime import PROJECT, Answer, CniError, Conf, Pod, host_local, network, none_answers, pings
 from hw_tests.snapshot import stable_snapshot, wait_for_same
 from hw_tests.stage import Stage
@@ -118,7 +118,8 @@ def _tell(story: Story) -> None:
 
 def _start_node(story: Story, folder: Path, nics: tuple[Nic, ...], undo: ExitStack) -> Node:
     with story.chapter("The node agent starts, with a pool for each PF in its config"):
-        story.say("pools: [{name: ..., select: {pfNames: [...]}, vfs: {count: 7}}, ...]")
+        for line in render_config(nics).splitlines():
+            story.say(line)
         node = undo.enter_context(running_node(folder, nics))
         for nic in nics:
             story.check(f"7 VFs made on {nic.name}", nic.num_vfs == 7, nic.num_vfs)

@@ -38,7 +38,7 @@ def render_config(nics: tuple[Nic, ...]) -> str:
         {"name": pool_of(nic), "select": {"pfNames": [nic.name]}, "vfs": {"count": nic.vfs_used}}
         for nic in nics
     ]
-    return yaml.safe_dump({"pools": pools})
+    return yaml.safe_dump({"pools": pools}, sort_keys=False, default_flow_style=None)
 
 
 @dataclass

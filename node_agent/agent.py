@@ -31,6 +31,7 @@ KUBELET_DIR = Path("/var/lib/kubelet")
 SOCKET_NAME = "cni.sock"
 ATTACHMENTS = "attachments"
 _JOIN_S = 15.0
+_SIGNAL_POLL_S = 0.5
 
 
 class Agent:
@@ -88,7 +89,9 @@ class Agent:
             self._supervisor.start("kubelet", lambda: self._plugin.watch(self._supervisor.stop))
             self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))
             self._log.info("ready", pools={p.name: self._count(p.name) for p in self._config.pools})
-            self._supervisor.stop.wait()
+            # Not for ever at once: a signal that comes just before the wait does not interrupt it.
+            while not self._supervisor.stop.wait(_SIGNAL_POLL_S):
+                pass
         finally:
             self._supervisor.stop.set()
             self._keeper.mark_dirty()

@@ -1,9 +1,11 @@
 """Orchestrator: the `sriov-agent` command: options, logging, signals, exit code."""
 
+import _thread
 import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -45,12 +47,7 @@ def main(argv: list[str]) -> int:
             kubelet_dir=options.kubelet_dir,
             lease_dir=options.lease_dir,
         )
-
-        def on_signal(number: int, _: FrameType | None) -> None:
-            agent.stop()
-
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
+        call_at_signals(agent.stop)
         failure = agent.run()
     except ConfigError as e:  # what only shows on the node: two pools that mean one PF
         print(f"sriov-agent: {options.config}: {e}", file=sys.stderr)
@@ -60,6 +57,17 @@ def main(argv: list[str]) -> int:
     if failure:
         print(f"sriov-agent: {failure}", file=sys.stderr)
     return 1 if failure else 0
+
+
+def call_at_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at SIGTERM and SIGINT, on a thread of its own: a handler runs in the middle of whatever the
+    main thread does, and that may hold the very lock that `stop` needs (threading.Event.wait does)."""
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        _thread.start_new_thread(stop, ())
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -552,6 +552,11 @@ class VfContract(KernelContract):
         assert vf is not None
         assert vf.driver == "igbvf"
 
+    def test_igb_has_no_eswitch(self, world: VfWorld, kernel: Kernel) -> None:
+        modes = kernel.eswitch_modes()
+        assert world.pf not in modes
+        assert world.vf not in modes
+
     # -- the interface of a VF
 
     def test_a_vf_tells_its_device_wherever_it_is(
