@@ -440,7 +440,10 @@ def agent_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     }
     arguments = [word for key, name in options.items() for word in (key, str(folder / name))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "node_agent.main", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "node_agent.main", *arguments],
+        cwd=Path(__file__).parent.parent,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
