@@ -137,3 +137,19 @@ def test_stopped_and_started_with_a_smaller_pool(node: Node, stage: Stage, befor
         node.config.write_text(render_config(node.nics))
         node.start()
         node.wait_registered()
+
+
+def test_the_vfs_vanish_under_their_pods(node: Node) -> None:
+    """Somebody writes 0 to sriov_numvfs. The pod can go, and an agent that starts makes the VFs again."""
+    nic = node.nics[0]
+    with Stage(node) as stage:
+        pod, _ = stage.attach_new("vanished", nic, CONF | {"mac": "02:00:00:00:cd:09"})
+        nic.set_num_vfs(0)
+        wait_until(lambda: set(pod.links()) == {"lo"}, "end of the VF in the pod", 10)
+        stage.detach(pod)
+        assert (node.records(), node.leases()) == ([], [])
+        node.kubelet.wait_devices(resource_of(nic), 0)
+    assert node.stop() == 0
+    node.start()
+    node.wait_registered()
+    assert nic.num_vfs == nic.vfs_used

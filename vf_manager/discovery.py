@@ -135,9 +135,10 @@ def _of_device(function: PciFunction, links: list[LinkInfo]) -> list[LinkInfo]:
 def _function_netdev(links: Links, function: PciFunction) -> Netdev | None:
     for name in function.netdev_names:
         found = links.read(name=name)
-        if found is not None:
+        if found is not None and found.parent in (None, function.pci):
             return found.netdev
-    return None
+    # udev renames interfaces at any moment: between the name in sysfs and the look at it, too.
+    return find_link(links, function.pci) if function.netdev_names else None
 
 
 def _is_representor(link: LinkInfo) -> bool:
