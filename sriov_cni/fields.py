@@ -62,6 +62,14 @@ class Fields:
             raise InvalidInput(self.path_of(key), value, '"on" or "off"')
         return value == "on" if value else None
 
+    def choice(self, key: str, choices: tuple[str, ...], *, fold: bool = False) -> str | None:
+        """One of these strings. `fold`: in upper case as well; it comes out as in `choices`."""
+        value = self.string(key)
+        found = value.lower() if value and fold else value
+        if found is None or found in choices:
+            return found
+        raise InvalidInput(self.path_of(key), value, f"one of {', '.join(choices)}")
+
     def child(self, key: str) -> "Fields | None":
         value = self.values.get(key)
         return None if value is None else as_fields(value, self.path_of(key))

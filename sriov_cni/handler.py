@@ -7,7 +7,7 @@ from typing import assert_never
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attach import Attacher
-from sriov_cni.attachment import Asked, Wanted
+from sriov_cni.attachment import Wanted
 from sriov_cni.environment import Command
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.netconf import CniCall, parse_call, version_of
@@ -82,9 +82,7 @@ def _wanted(call: CniCall) -> Wanted:
         netns=call.netns,
         pod=call.pod,
         device=conf.device_id,
-        asked=Asked(
-            change=conf.change, mac=conf.mac, mtu=conf.mtu, promisc=conf.promisc, allmulti=conf.allmulti
-        ),
+        asked=conf.asked,
         ipam=conf.ipam,
         dns=conf.dns,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from sriov_cni.attachment import Asked
 from sriov_cni.environment import NAME, Command, Environment, Pod, parse_environment
 from sriov_cni.fields import Fields, as_fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam, salvage_ipam
@@ -30,14 +31,12 @@ from sriov_cni.spec import (
     Result,
     Undecodable,
 )
+from sriov_cni.vf_options import VF_KEYS, parse_vf_options
 from vf_manager.errors import InvalidInput
 from vf_manager.model import (
     IfName,
-    LinkState,
     Mac,
     PciAddress,
-    VfChange,
-    VlanProto,
     parse_mac,
     parse_pci_address,
 )
@@ -48,12 +47,7 @@ _SPEC_KEYS = frozenset(
         *("capabilities", "runtimeConfig", "prevResult"),
     }
 )
-_OUR_KEYS = frozenset(
-    {
-        *("deviceID", "pciBusID", "vlan", "vlanQoS", "vlanProto", "mac", "mtu", "spoofchk", "trust"),
-        *("link_state", "min_tx_rate", "max_tx_rate", "promisc", "allmulti", "logLevel", "logFile"),
-    }
-)
+_OUR_KEYS = VF_KEYS | {"deviceID", "pciBusID", "CNIDeviceInfoFile", "mac", "logLevel", "logFile"}
 _VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 _SINCE = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
 _MOST_LEVELS = 64
@@ -62,21 +56,13 @@ _LOG_LEVELS = ("panic", "error", "warning", "info", "debug")
 
 
 class NetConf(msgspec.Struct, frozen=True, kw_only=True):
-    """A network config. `None` = not asked for.
-
-    `change.mac` equals `mac`. Of the two rates only the one asked for is set; the kernel attribute carries
-    both, so whoever applies the change fills in the VF's present value for the other.
-    """
+    """A network config. `None` = not asked for."""
 
     cni_version: str
     name: str
     type: str = ""
     device_id: PciAddress | None = None
-    change: VfChange = VfChange()
-    mac: Mac | None = None
-    mtu: int | None = None
-    promisc: bool | None = None
-    allmulti: bool | None = None
+    asked: Asked = Asked()
     ipam: IpamConf | None = None
     dns: Dns = Dns()
     log_level: str | None = None
@@ -201,14 +187,10 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
         name=name,
         type=top.required_string("type"),
         device_id=_parse_device_id(top, runtime),
-        change=_parse_change(top, mac),
-        mac=mac,
-        mtu=top.integer("mtu", 68, 65535),  # 68: the least that IPv4 works with (RFC 791)
-        promisc=top.switch("promisc"),
-        allmulti=top.switch("allmulti"),
+        asked=parse_vf_options(top, mac),
         ipam=parse_ipam(top.child("ipam"), request),
         dns=parse_dns(dns) if dns else Dns(),
-        log_level=_parse_choice(top, "logLevel", _LOG_LEVELS),
+        log_level=top.choice("logLevel", _LOG_LEVELS),
         log_file=top.string("logFile"),
         prev_result=parse_prev_result(prev) if (prev := top.child("prevResult")) else None,
     )
@@ -255,56 +237,3 @@ def _parse_mac(top: Fields, runtime: Fields, cni_args: Fields, args: Mapping[str
     )
     macs = [parse_mac(value, key) for value, key in given if value is not None]
     return macs[0] if macs else None
-
-
-def _parse_change(top: Fields, mac: Mac | None) -> VfChange:
-    vlan, qos, proto = _parse_vlan(top)
-    min_rate, max_rate = _parse_rates(top)
-    link_state = _parse_choice(top, "link_state", tuple(LinkState))
-    return VfChange(
-        mac=mac,
-        vlan=vlan,
-        qos=qos,
-        proto=proto,
-        spoofchk=top.switch("spoofchk"),
-        trust=top.switch("trust"),
-        min_tx_rate=min_rate,
-        max_tx_rate=max_rate,
-        link_state=LinkState(link_state) if link_state else None,
-    )
-
-
-def _parse_vlan(top: Fields) -> tuple[int | None, int | None, VlanProto | None]:
-    """All three or none: they are one kernel attribute. VLAN 0 actively programs "no VLAN"."""
-    vlan = top.integer("vlan", 0, 4094)
-    qos = top.integer("vlanQoS", 0, 7)
-    proto = _parse_choice(top, "vlanProto", tuple(VlanProto), fold=True)
-    if vlan is None:
-        for key, value in (("vlanQoS", qos), ("vlanProto", proto)):
-            if value is not None:
-                raise InvalidInput(key, value, "the key vlan beside it")
-        return None, None, None
-    if vlan == 0 and qos:
-        raise InvalidInput("vlanQoS", qos, "0 when vlan is 0: an untagged frame has no priority")
-    if vlan == 0 and proto == VlanProto.DOT1AD:
-        raise InvalidInput("vlanProto", proto, "802.1q when vlan is 0: there is no outer tag")
-    return vlan, qos or 0, VlanProto(proto or VlanProto.DOT1Q)
-
-
-def _parse_rates(top: Fields) -> tuple[int | None, int | None]:
-    """Mbit/s. A maximum of 0 means no limit."""
-    low = top.integer("min_tx_rate", 0, 2**32 - 1)
-    high = top.integer("max_tx_rate", 0, 2**32 - 1)
-    if low is not None and high and low > high:
-        raise InvalidInput(
-            "min_tx_rate", low, f"at most max_tx_rate ({high}), or a max_tx_rate of 0 (no limit)"
-        )
-    return low, high
-
-
-def _parse_choice(top: Fields, key: str, choices: tuple[str, ...], *, fold: bool = False) -> str | None:
-    value = top.string(key)
-    found = value.lower() if value and fold else value
-    if found is None or found in choices:
-        return found
-    raise InvalidInput(key, value, f"one of {', '.join(choices)}")

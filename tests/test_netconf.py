@@ -87,8 +87,8 @@ def test_all_options_have_the_meaning_of_sriov_cni() -> None:
         ipam=RANGE,
         dns={"nameservers": ["10.0.0.2"]},
     )
-    assert parsed.change == VfChange(
-        mac=parsed.mac,
+    assert parsed.asked.change == VfChange(
+        mac=parsed.asked.mac,
         vlan=100,
         qos=3,
         proto=VlanProto.DOT1AD,
@@ -98,27 +98,27 @@ def test_all_options_have_the_meaning_of_sriov_cni() -> None:
         min_tx_rate=100,
         max_tx_rate=200,
     )
-    assert (parsed.device_id, parsed.mac, parsed.mtu) == (VF, "02:00:00:aa:bb:cc", 9000)
+    assert (parsed.device_id, parsed.asked.mac, parsed.asked.mtu) == (VF, "02:00:00:aa:bb:cc", 9000)
     assert isinstance(parsed.ipam, HostLocalConf)
     assert parsed.dns.nameservers == ("10.0.0.2",)
 
 
 @pytest.mark.parametrize("vlan", [0, 1, 4094])
 def test_a_vlan_brings_its_priority_and_protocol(vlan: int) -> None:
-    assert conf(vlan=vlan).change == VfChange(vlan=vlan, qos=0, proto=VlanProto.DOT1Q)
+    assert conf(vlan=vlan).asked.change == VfChange(vlan=vlan, qos=0, proto=VlanProto.DOT1Q)
 
 
 def test_vlan_0_takes_the_explicit_defaults() -> None:
-    assert conf(vlan=0, vlanQoS=0, vlanProto="802.1q").change.vlan == 0
+    assert conf(vlan=0, vlanQoS=0, vlanProto="802.1q").asked.change.vlan == 0
 
 
 def test_one_rate_alone_leaves_the_other_open() -> None:
-    assert conf(min_tx_rate=10).change == VfChange(min_tx_rate=10)
-    assert conf(max_tx_rate=0).change == VfChange(max_tx_rate=0)
+    assert conf(min_tx_rate=10).asked.change == VfChange(min_tx_rate=10)
+    assert conf(max_tx_rate=0).asked.change == VfChange(max_tx_rate=0)
 
 
 def test_a_maximum_of_zero_is_no_limit() -> None:
-    assert conf(min_tx_rate=10, max_tx_rate=0).change.max_tx_rate == 0
+    assert conf(min_tx_rate=10, max_tx_rate=0).asked.change.max_tx_rate == 0
 
 
 def test_null_and_empty_strings_ask_for_nothing() -> None:
@@ -150,7 +150,7 @@ def test_null_and_empty_strings_ask_for_nothing() -> None:
 )
 def test_precedence_of_the_mac(options: dict[str, Any], env_args: str, mac: str) -> None:
     parsed = parse(env={"CNI_ARGS": env_args}, **options).conf
-    assert parsed.mac == parsed.change.mac == f"02:00:00:00:00:{mac}"
+    assert parsed.asked.mac == parsed.asked.change.mac == f"02:00:00:00:00:{mac}"
 
 
 def test_the_device_may_come_from_three_places() -> None:
@@ -173,7 +173,7 @@ def test_what_runtimes_add_is_taken() -> None:
 
 def test_of_duplicate_keys_the_last_wins() -> None:
     text = b'{"cniVersion":"1.1.0","name":"n","type":"t","vlan":1,"vlan":2}'
-    assert parse_call(environment(), text).conf.change.vlan == 2
+    assert parse_call(environment(), text).conf.asked.change.vlan == 2
 
 
 # --- acceptance: one test for each wrong input; the answer names key and value ---
@@ -310,7 +310,7 @@ def test_deep_nesting_is_an_error_not_a_crash(depth: int, opening: bytes, closin
         ("ipam", {"ipam": []}),
         ("ipam.type", {"ipam": {"subnet": "10.0.0.0/24"}}),
         ("ipam.type", {"ipam": {"type": "../whereabouts"}}),
-            ("ipam.type", {"ipam": {"type": "sriov-underlay"}}),
+        ("ipam.type", {"ipam": {"type": "sriov-underlay"}}),
     ],
 )
 def test_a_wrong_value_is_an_error_with_its_path(path: str, options: dict[str, Any]) -> None:
