@@ -4,7 +4,8 @@ The answer has no pod uid: a pod that was just made anew under the same name may
 its predecessor's devices. Whoever acts on it must see that a device is free.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -39,14 +40,26 @@ class PodResources:
     def devices_of(self, namespace: str, name: str) -> dict[str, list[str]]:
         """Device ids by resource name, of all containers of the pod; empty if the kubelet gave it none or
         does not know it. Raises KubeletUnavailable."""
+        with self._lister(f"devices of {namespace}/{name}") as lister:
+            return _merge(self._ask(lister, namespace, name))
+
+    def holder_of(self, device: str) -> tuple[str, str] | None:
+        """Namespace and name of the pod that was given this device, whatever the resource. Raises
+        KubeletUnavailable."""
+        with self._lister(f"who holds {device}") as lister:
+            pods = lister.List(pb.ListPodResourcesRequest(), timeout=self._timeout_s).pod_resources
+        held = (pod for pod in pods if any(device in ids for ids in _merge([pod]).values()))
+        return next(((pod.namespace, pod.name) for pod in held), None)
+
+    @contextmanager
+    def _lister(self, question: str) -> Iterator[rpc.PodResourcesListerStub]:
         options = [*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _MAX_ANSWER_BYTES)]
         with grpc.insecure_channel(unix_target(self._socket), options=options) as channel:
-            lister = rpc.PodResourcesListerStub(channel)
             try:
-                return _merge(self._ask(lister, namespace, name))
+                yield rpc.PodResourcesListerStub(channel)
             except grpc.RpcError as e:
                 why = f"{e.code().name}: {e.details()}" if isinstance(e, grpc.Call) else str(e)
-                raise KubeletUnavailable(f"ask the kubelet for devices of {namespace}/{name}: {why}") from e
+                raise KubeletUnavailable(f"ask the kubelet for {question}: {why}") from e
 
     def _ask(self, lister: rpc.PodResourcesListerStub, namespace: str, name: str) -> list[pb.PodResources]:
         """Get, or List where the kubelet has no Get: it then answers with whatever status its version has."""

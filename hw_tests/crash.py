@@ -17,15 +17,19 @@ from typing import Any, cast
 
 import structlog
 
+from device_plugin.podresources import PodResources
 from hw_tests.runtime import IFNAME, Conf, Pod, cni_environment
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.handler import CniHandler
 from sriov_cni.messages import CniReply, CniRequest
+from sriov_cni.pod_attach import PodAttacher
+from sriov_cni.pod_vfs import PodVfs
 from vf_manager.errors import KernelError
 from vf_manager.kernel.api import Kernel, Links, NetnsHandle
 from vf_manager.kernel.linux import LinuxKernel
 from vf_manager.locks import DeviceLocks
+from vf_manager.model import PciAddress
 from vf_manager.records import RecordStore
 
 EXIT_DIED, EXIT_SURVIVED = 77, 0
@@ -112,7 +116,10 @@ class Bench:
 
     def call(self, command: str, points: Callable[[str], None] = lambda name: None) -> CniReply:
         env = cni_environment(command, self.pod, IFNAME)
-        handler = CniHandler(self._attacher(points), lambda: None, structlog.get_logger())
+        attacher = self._attacher(points)
+        given = PodVfs(PodResources(self.folder / "no-kubelet.sock"), {}, _any_pool)
+        pods = PodAttacher(attacher, given, _any_pool)
+        handler = CniHandler(pods, attacher, None, lambda: None, structlog.get_logger())
         fd = os.open(self.pod.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return handler(CniRequest(env, json.dumps(self.conf).encode(), netns_fd=fd))
@@ -134,12 +141,16 @@ class Bench:
             cast(Kernel, _WatchedKernel(LinuxKernel(), _KERNEL_READ, points)),
             RecordStore(self.folder / "attachments", Attachment),
             DeviceLocks(),
-            lambda vf: "rig",
+            _any_pool,
             structlog.get_logger(),
             boot_id="a-boot",
             lease_dir=self.lease_dir,
             checkpoint=points,
         )
+
+
+def _any_pool(vf: PciAddress) -> str | None:
+    return "rig"
 
 
 def _pass(name: str) -> None:

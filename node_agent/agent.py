@@ -9,14 +9,21 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.plugin import DevicePlugin
-from device_plugin.pools import assign
+from device_plugin.podresources import PodResources
+from device_plugin.pools import assign, resource_name
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.supervisor import Supervisor
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
+from sriov_cni.chain import FallbackChain
+from sriov_cni.chain_cache import ChainRecord, read_conflist
 from sriov_cni.handler import CniHandler
 from sriov_cni.ipam.engine import DATA_DIR
+from sriov_cni.pod_attach import PodAttacher
+from sriov_cni.pod_vfs import PodVfs
+from sriov_cni.reconcile import Reconciler
 from sriov_cni.server import CniServer
+from sriov_cni.spec import LimitedConnectivity, NotReady
 from vf_manager.apply import CreatedVfs, apply_plan, created_pfs
 from vf_manager.errors import Busy
 from vf_manager.inventory import InventoryKeeper
@@ -30,6 +37,8 @@ RUN_DIR = Path("/run/sriov-underlay")
 KUBELET_DIR = Path("/var/lib/kubelet")
 SOCKET_NAME = "cni.sock"
 ATTACHMENTS = "attachments"
+CHAIN = "chain"
+POD_RESOURCES = "pod-resources/kubelet.sock"
 _JOIN_S = 15.0
 _SIGNAL_POLL_S = 0.5
 
@@ -70,7 +79,19 @@ class Agent:
                 lease_dir=lease_dir,
             )
             self._provisioned = threading.Event()
-            handler = CniHandler(self._attacher, self._not_ready, log)
+            self._fallback = self._make_fallback(run_dir)
+            kubelet = PodResources(kubelet_dir / POD_RESOURCES)
+            handler = CniHandler(
+                self._pods(kubelet), self._attacher, self._fallback, self._refuse_unready, log
+            )
+            self._reconciler = Reconciler(
+                self._attacher,
+                kubelet,
+                lambda: self._keeper.current,
+                log,
+                fallback=self._fallback,
+                repair=config.repair_drift,
+            )
             self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
             self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
             self._supervisor = Supervisor(log)
@@ -82,12 +103,15 @@ class Agent:
         try:
             self._server.listen()
             self._attacher.recover()
+            if self._fallback is not None:
+                self._fallback.recover()
             self._provision()
             self._plugin.start()
             self._plugin.update(self._keeper.current)
             self._supervisor.start("cni", self._server.serve)
             self._supervisor.start("kubelet", lambda: self._plugin.watch(self._supervisor.stop))
             self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))
+            self._supervisor.start("reconcile", lambda: self._reconciler.watch(self._supervisor.stop))
             self._log.info("ready", pools={p.name: self._count(p.name) for p in self._config.pools})
             # Not for ever at once: a signal that comes just before the wait does not interrupt it.
             while not self._supervisor.stop.wait(_SIGNAL_POLL_S):
@@ -106,6 +130,20 @@ class Agent:
     def stop(self) -> None:
         """From a signal handler or another thread."""
         self._supervisor.stop.set()
+
+    def _pods(self, kubelet: PodResources) -> PodAttacher:
+        config = self._config
+        resources = {resource_name(config.resource_prefix, pool.name): pool.name for pool in config.pools}
+        given = PodVfs(kubelet, resources, self._pool_of)
+        return PodAttacher(self._attacher, given, self._pool_of, config.pool_networks(), config.limits())
+
+    def _make_fallback(self, run_dir: Path) -> FallbackChain | None:
+        if self._config.fallback is None:
+            return None
+        path = Path(self._config.fallback)
+        return FallbackChain(
+            lambda: read_conflist(path), RecordStore(run_dir / CHAIN, ChainRecord), self._log
+        )
 
     def _provision(self) -> None:
         inventory = self._keeper.refresh()
@@ -133,14 +171,30 @@ class Agent:
     def _count(self, pool: str) -> int:
         return sum(1 for name in self._pool_by_vf.values() if name == pool)
 
+    def _refuse_unready(self) -> None:
+        """Raises NotReady if an ADD of a pod with VFs could not succeed now. Where other pods have a chain
+        of their own, a node without a free VF still has work to do."""
+        reason = self._not_ready()
+        if reason is None:
+            return
+        cut_off = self._attacher.held_vfs() - self._vfs_of_pfs_that_are_up()
+        if cut_off:
+            raise LimitedConnectivity(f"{reason}; the PF of {', '.join(sorted(cut_off))} is down or gone")
+        raise NotReady(reason)
+
     def _not_ready(self) -> str | None:
         if not self._provisioned.is_set():
             return "the VFs are still being set up"
+        if self._fallback is not None:
+            return None
         total = len(self._pool_by_vf)
-        free = total - len(self._attacher.held_vfs() & self._pool_by_vf.keys())
         if total == 0:
             return "no pool has a VF; see the agent's log and `sriovctl vfs`"
+        free = self._pool_by_vf.keys() - self._attacher.held_vfs()
         return None if free else f"all {total} VFs of this node's pools are attached"
+
+    def _vfs_of_pfs_that_are_up(self) -> set[PciAddress]:
+        return {vf.pci for pf in self._keeper.current.pfs if pf.netdev and pf.netdev.up for vf in pf.vfs}
 
 
 def _lock_alone(path: Path) -> int:

@@ -9,7 +9,9 @@ import yaml
 
 from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
 from device_plugin.selectors import PfRule, Selector, parse_selector
-from vf_manager.errors import InvalidInput, SriovError, shorten
+from sriov_cni.limits import Limits, check_limits, refuse_beyond
+from sriov_cni.network import Network, parse_networks
+from vf_manager.errors import InvalidInput, Refused, SriovError, shorten
 from vf_manager.model import Inventory, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
@@ -30,15 +32,27 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     select: Selector
     vfs: VfsConfig | None = None
+    limits: Limits | None = None
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     pools: tuple[PoolConfig, ...]
     resource_prefix: str = DEFAULT_PREFIX
+    networks: tuple[dict[str, Any], ...] = ()
+    fallback: str | None = None
+    repair_drift: bool = False
 
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""
         return tuple(Pool(name=pool.name, select=pool.select) for pool in self.pools)
+
+    def pool_networks(self) -> tuple[Network, ...]:
+        """`networks`, typed. Raises InvalidInput."""
+        return parse_networks(self.networks, (pool.name for pool in self.pools))
+
+    def limits(self) -> dict[str, Limits]:
+        """By pool."""
+        return {pool.name: pool.limits for pool in self.pools if pool.limits}
 
 
 def parse_config(text: str) -> AgentConfig:
@@ -49,6 +63,13 @@ def parse_config(text: str) -> AgentConfig:
         check_pools(config.resources(), config.resource_prefix)
         for i, pool in enumerate(config.pools):
             _check_vfs(pool, f"pools[{i}]")
+            if pool.limits:
+                check_limits(pool.limits, f"pools[{i}].limits")
+        _check_networks(config)
+        if config.fallback is not None and not config.fallback.startswith("/"):
+            raise InvalidInput(
+                "fallback", config.fallback, "the absolute path of a network configuration list"
+            )
     except yaml.YAMLError as e:
         raise ConfigError(f"not valid YAML: {e}") from e
     except msgspec.ValidationError as e:
@@ -94,6 +115,16 @@ def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: st
                 f"{key}: VF {first} of {pf.label} is given another mtu or driver by another pool"
             )
     return PfPolicy(pf=pf.pci, count=vfs.count, vfs=old + new)
+
+
+def _check_networks(config: AgentConfig) -> None:
+    for index, network in enumerate(config.pool_networks()):
+        for pool in network.pools:
+            if limits := config.limits().get(pool):
+                try:
+                    refuse_beyond(limits, network.asked, pool)
+                except Refused as e:
+                    raise ConfigError(f"networks[{index}].{e}") from e
 
 
 def _check_vfs(pool: PoolConfig, key: str) -> None:

@@ -11,21 +11,20 @@ from sriov_cni.attachment import Attachment, LeaseRef, Original, Sandbox, State,
 from sriov_cni.check import find_drift
 from sriov_cni.exec import PluginRunner
 from sriov_cni.executor import Checkpoint, apply_steps, no_checkpoint, undo_steps
-from sriov_cni.ground import Ground, open_ground, opened_sandbox
+from sriov_cni.ground import Ground, open_ground, opened_sandbox, wait_until
 from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
 from sriov_cni.ipam.lease_dir import OwnerCache
-from sriov_cni.netconf import CniCall
-from sriov_cni.spec import CheckFailed, Dns, Interface, Result
-from sriov_cni.steps import plan_steps, refuse_taken_name
+from sriov_cni.spec import Dns, Interface, Result
+from sriov_cni.steps import RETURN_TIMEOUT_S, plan_steps, refuse_taken_name
 from vf_manager.discovery import find_pf_of, read_vf
-from vf_manager.errors import Busy, InvalidInput, NotFound, Refused, SriovError
+from vf_manager.errors import Busy, NotFound, Refused, SriovError
 from vf_manager.kernel.api import Kernel, NetnsHandle
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import ZERO_MAC, PciAddress
 from vf_manager.records import RecordStore
-from vf_manager.vf_attributes import VfPort
+from vf_manager.vf_attributes import VfPort, set_vf_attributes
 
 _LOCK_TIMEOUT_S = 30.0
 _USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
@@ -46,7 +45,7 @@ class Attacher:
         lease_dir: Path = DATA_DIR,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
-        self._kernel = kernel
+        self.kernel = kernel
         self._records = records
         self._locks = locks
         self._pool_of = pool_of
@@ -69,18 +68,29 @@ class Attacher:
 
     def add(self, wanted: Wanted, netns_fd: int) -> Result:
         """Attach a VF. Raises SriovError with everything as it was before."""
-        sandbox = self._kernel.netns(netns_fd)
+        sandbox = self.kernel.netns(netns_fd)
         try:
-            try:
-                pf = find_pf_of(self._kernel, wanted.device)
-            except (NotFound, Refused) as e:
-                raise type(e)(f"deviceID: {e}") from e
-            if self._pool_of(wanted.device) is None:
-                raise Refused(f"deviceID: VF {wanted.device} is in no pool of this node's configuration")
+            pf = self.refuse_unusable(wanted.device)
             with self._locks.vf(pf, wanted.device, _LOCK_TIMEOUT_S):
                 return self._add(wanted, netns_fd, sandbox)
         finally:
             sandbox.close()
+
+    def refuse_unusable(self, device: PciAddress) -> PciAddress:
+        """The PF of a VF that may be attached. Raises NotFound and Refused."""
+        try:
+            pf = find_pf_of(self.kernel, device)
+        except (NotFound, Refused) as e:
+            raise type(e)(f"deviceID: {e}") from e
+        if self._pool_of(device) is None:
+            raise Refused(f"deviceID: VF {device} is in no pool of this node's configuration")
+        return pf
+
+    def attachments_of(self, container_id: str, primary: str) -> list[Attachment]:
+        """The records of all VFs that a container was given for one interface name, that one first."""
+        keys = [key for key in self._records.list_keys() if key.startswith(attachment_key(container_id, ""))]
+        found = [record for key in keys if (record := self._records.read(key)) and record.primary == primary]
+        return sorted(found, key=lambda record: (record.asked.secondary, record.asked.table or 0))
 
     def delete(self, container_id: str, ifname: str, netns_fd: int | None) -> None:
         """Take the attachment back. One that is unknown was never ours or is gone already: success."""
@@ -100,23 +110,18 @@ class Attacher:
         if engine is not None and self._records.read(attachment_key(container_id, ifname)) is None:
             engine.delete(container_id, ifname)
 
-    def check(self, call: CniCall, netns_fd: int) -> None:
-        """Raises CheckFailed with everything that is not as ADD left it."""
-        if call.conf.prev_result is None:
-            raise InvalidInput("prevResult", None, "the result of the ADD (CHECK needs it)")
-        assert call.ifname is not None
-        record = self._records.read(attachment_key(call.container_id, call.ifname))
-        if record is None or record.network != call.conf.name:
-            raise CheckFailed(f"nothing of network {call.conf.name} is attached as {call.ifname} here")
+    def find_drift(self, record: Attachment, prev: Result, netns_fd: int) -> list[str]:
+        """CHECK of one VF: a line for everything that is not as ADD left it."""
         with (
             self._locks.vf(record.port.pf, record.port.pci, _LOCK_TIMEOUT_S),
-            opened_sandbox(self._kernel, netns_fd, record.sandbox) as sandbox,
-            open_ground(self._kernel, sandbox, None) as ground,
+            opened_sandbox(self.kernel, netns_fd, record.sandbox) as sandbox,
+            open_ground(self.kernel, sandbox, None) as ground,
         ):
-            problems = find_drift(record, call.conf.prev_result, ground)
-        if problems:
-            raise CheckFailed("; ".join(problems))
-        ipam = self._ipam(reachable(call.conf.ipam, netns_fd, record.sandbox.id), call.conf.name)
+            return find_drift(record, prev, ground)
+
+    def check_ipam(self, record: Attachment, conf: IpamConf | None, netns_fd: int) -> None:
+        """CHECK of one VF's addresses at their IPAM. Raises what that has to say."""
+        ipam = self._ipam(reachable(conf, netns_fd, record.sandbox.id), record.network)
         if ipam is not None:
             ipam.check(record.container_id, record.ifname)
 
@@ -125,29 +130,55 @@ class Attacher:
         if (engine := self._ipam(ipam, network)) is not None:
             engine.status()
 
-    def collect(self, network: str, ipam: IpamConf | None, valid: Set[tuple[str, str]]) -> None:
-        """GC: take back every attachment of this network that is not valid, past errors; raises the first."""
+    def collect(self, config: str, ipam: IpamConf | None, valid: Set[tuple[str, str]]) -> None:
+        """GC: take back every attachment that the CNI configuration of this name made and that is not valid,
+        past errors; raises the first."""
         failures: list[SriovError] = []
-        for key in self._records.list_keys():
-            record = self._records.read(key)
-            if record is None or record.network != network or (record.container_id, record.ifname) in valid:
+        for record in self.attachments():
+            if record.config != config or (record.container_id, record.primary) in valid:
                 continue
             try:
                 self.delete(record.container_id, record.ifname, None)
             except SriovError as e:
                 failures.append(e)
-        engine = self._ipam(ipam, network)
+        engine = self._ipam(ipam, config)
         if engine is not None and not failures:
-            engine.keep_only(valid)
+            engine.keep_only(lambda: valid | self._lease_owners_of(config))
         if failures:
             raise failures[0]
+
+    def _lease_owners_of(self, network: str) -> set[tuple[str, str]]:
+        """Who may hold an address of a network. The record is there before the lease, and goes after it."""
+        return {(r.container_id, r.ifname) for r in self.attachments() if r.network == network}
+
+    def attachments(self) -> list[Attachment]:
+        """Every record, those of attachments that are half-done included."""
+        return [record for key in self._records.list_keys() if (record := self._records.read(key))]
+
+    def take_back_if(self, record: Attachment, lost: Callable[[Attachment], bool]) -> bool:
+        """Take an attachment back that nobody will send a DEL for, if `lost` says so of what is on record
+        once no call works on it. Raises SriovError; the record then stays."""
+        with self._locks.vf(record.port.pf, record.port.pci, _LOCK_TIMEOUT_S):
+            now = self._records.read(record.key)
+            if now is None or not lost(now):
+                return False
+            self._take_back(now, None)
+            return True
+
+    def program_again(self, record: Attachment) -> None:
+        """Give an attached VF the attributes that were asked for. Raises KernelError."""
+        with (
+            self._locks.vf(record.port.pf, record.port.pci, _LOCK_TIMEOUT_S),
+            self.kernel.links() as host,
+        ):
+            if self._records.read(record.key) == record:
+                set_vf_attributes(self.kernel, host, record.port, record.asked.change)
 
     def recover(self) -> None:
         """At start: take back what an earlier process left half-done. What cannot be undone yet stays on
         record, for the runtime's DEL or the next start."""
-        for key in self._records.list_keys():
-            record = self._records.read(key)
-            if record is None or record.state is not State.INTENT:
+        for record in self.attachments():
+            if record.state is not State.INTENT:
                 continue
             self._log.info("taking back a half-done attachment", **_fields(record))
             try:
@@ -157,7 +188,7 @@ class Attacher:
 
     def _add(self, wanted: Wanted, netns_fd: int, sandbox: NetnsHandle) -> Result:
         ipam = self._ipam(reachable(wanted.ipam, netns_fd, sandbox.id), wanted.network)
-        with open_ground(self._kernel, sandbox, ipam) as ground:
+        with open_ground(self.kernel, sandbox, ipam) as ground:
             standing = self._records.read(wanted.key)
             if standing is not None:
                 if (result := _replayed(standing, wanted.device, sandbox, ground)) is not None:
@@ -194,8 +225,8 @@ class Attacher:
         log = self._log.bind(**_fields(record))
         ipam = self._ipam_of(record, netns_fd)
         with (
-            opened_sandbox(self._kernel, netns_fd, record.sandbox) as sandbox,
-            open_ground(self._kernel, sandbox, ipam) as ground,
+            opened_sandbox(self.kernel, netns_fd, record.sandbox) as sandbox,
+            open_ground(self.kernel, sandbox, ipam) as ground,
         ):
             failures = undo_steps(plan_steps(record), ground, log, self._checkpoint)
         if failures:
@@ -210,15 +241,21 @@ class Attacher:
         record = self._records.read(owner) if owner else None
         if record is None:
             return
-        if record.original.netdev is not None and ground.in_host(vf) is not None:
+        if record.original.netdev is not None and self._came_home(record, ground):
             self._log.warning("the pod of this attachment is gone without a DEL", **_fields(record))
             self._take_back(record, None)
             return
         raise Busy(f"deviceID: VF {vf} is attached to another pod; try again when that pod is gone")
 
+    def _came_home(self, record: Attachment, ground: Ground) -> bool:
+        """A namespace that nobody can name any more is dying: the kernel is about to give the VF back."""
+        with opened_sandbox(self.kernel, None, record.sandbox) as sandbox:
+            patience_s = 0.0 if sandbox else RETURN_TIMEOUT_S
+        return wait_until(lambda: ground.in_host(record.port.pci) is not None, patience_s)
+
     def _intent(self, wanted: Wanted, sandbox: NetnsHandle, ground: Ground) -> Attachment:
         change = wanted.asked.change
-        now = read_vf(self._kernel, ground.host, wanted.device, with_attributes=not change.is_empty())
+        now = read_vf(self.kernel, ground.host, wanted.device, with_attributes=not change.is_empty())
         if not change.is_empty() and now.attributes is None:
             asked = ", ".join(key for key, _ in change.items())
             raise Refused(f"{asked}: PF {now.pf_pci} does not report the attributes of VF {now.pci}")

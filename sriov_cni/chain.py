@@ -127,9 +127,12 @@ class FallbackChain:
         self._run.status(conflist, conflist.version_for(call.conf.cni_version), call.env)
 
     def recover(self) -> None:
-        """Take back what an earlier process left half-done. What cannot be taken back yet stays on record,
-        for the runtime's DEL or the next time."""
+        """Take back what an earlier process or call left half-done. What cannot be taken back yet stays on
+        record, for the runtime's DEL or the next time."""
         for key in self._records.list_keys():
+            record = self._records.read(key)
+            if record is None or record.attached:
+                continue
             with self._locks.one(key):  # a call may be about to finish it
                 record = self._records.read(key)
                 if record is not None and not record.attached:

@@ -4,25 +4,35 @@ import os
 from collections.abc import Callable
 from typing import assert_never
 
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attach import Attacher
-from sriov_cni.attachment import Wanted
+from sriov_cni.chain import FallbackChain
 from sriov_cni.environment import Command
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.netconf import CniCall, parse_call, version_of
-from sriov_cni.spec import BadEnvironment, ErrorCode, NotReady, code_of, error_json, render_result
+from sriov_cni.pod_attach import PodAttacher
+from sriov_cni.spec import BadEnvironment, ErrorCode, code_of, error_json, render_result
 from vf_manager.errors import InvalidInput, SriovError
 
 
 class CniHandler:
-    """`not_ready`: the reason why an ADD could not succeed now, or None (for STATUS)."""
+    """`fallback`: who attaches pods that requested no VF, if anybody does. `refuse_unready`: raises NotReady
+    with the reason why an ADD could not succeed now (for STATUS)."""
 
     def __init__(
-        self, attacher: Attacher, not_ready: Callable[[], str | None], log: FilteringBoundLogger
+        self,
+        pods: PodAttacher,
+        attacher: Attacher,
+        fallback: FallbackChain | None,
+        refuse_unready: Callable[[], None],
+        log: FilteringBoundLogger,
     ) -> None:
+        self._pods = pods
         self._attacher = attacher
-        self._not_ready = not_ready
+        self._fallback = fallback
+        self._refuse_unready = refuse_unready
         self._log = log
 
     def __call__(self, request: CniRequest) -> CniReply:
@@ -41,51 +51,63 @@ class CniHandler:
         call = parse_call(request.env, request.stdin)
         match call.command:
             case Command.ADD:
-                result = self._attacher.add(_wanted(call), _netns_fd(request))
-                return render_result(result, call.conf.cni_version)
+                return self._add(call, _netns_fd(request))
             case Command.DEL:
                 self._delete(call, request.netns_fd)
-                return b""
             case Command.STATUS:
-                reason = self._not_ready()
-                if reason is not None:
-                    raise NotReady(reason)
-                return b""
+                self._status(call)
             case Command.CHECK:
-                self._attacher.check(call, _netns_fd(request))
-                return b""
+                self._check(call, _netns_fd(request))
             case Command.GC:
-                if call.conf.valid_attachments is not None:
-                    valid = frozenset(call.conf.valid_attachments)
-                    self._attacher.collect(call.conf.name, call.conf.ipam, valid)
-                return b""
+                self._collect(call)
             case _:
                 assert_never(call.command)
+        return b""
+
+    def _add(self, call: CniCall, netns_fd: int) -> bytes:
+        wanted = self._pods.plan(call)
+        if wanted:
+            return render_result(self._pods.add(call, wanted, netns_fd), call.conf.cni_version)
+        if self._fallback is not None:
+            return msgspec.json.encode(self._fallback.add(call, call.runtime_config, netns_fd))
+        pod = call.pod
+        who = f"pod {pod.namespace}/{pod.name} requests no VF" if pod else "the call names no pod"
+        ways = "the PCI address of a VF, a pod that requests one, or `fallback` in the agent's config"
+        raise InvalidInput("deviceID", None, f"{ways} ({who})")
 
     def _delete(self, call: CniCall, netns_fd: int | None) -> None:
         assert call.ifname is not None
-        self._attacher.delete(call.container_id, call.ifname, netns_fd)
+        if self._fallback is not None and self._fallback.delete(call, netns_fd):
+            return
+        if self._pods.delete(call, netns_fd):
+            return
+        if self._fallback is not None and not call.names_device:
+            self._fallback.delete_unknown(call, call.runtime_config, netns_fd)
         self._attacher.release_leases(call.conf.name, call.conf.ipam, call.container_id, call.ifname)
+        self._log.info("nothing to detach", container=call.container_id, ifname=call.ifname)
 
+    def _check(self, call: CniCall, netns_fd: int) -> None:
+        if self._fallback is not None and self._fallback.holds(call.container_id, str(call.ifname)):
+            self._fallback.check(call, netns_fd)
+        else:
+            self._pods.check(call, netns_fd)
 
-def _wanted(call: CniCall) -> Wanted:
-    conf = call.conf
-    if conf.device_id is None:
-        raise InvalidInput("deviceID", None, "the PCI address of a VF, from the device plugin or Multus")
-    assert call.ifname is not None
-    return Wanted(
-        config=conf.name,
-        network=conf.name,
-        primary=call.ifname,
-        container_id=call.container_id,
-        ifname=call.ifname,
-        netns=call.netns,
-        pod=call.pod,
-        device=conf.device_id,
-        asked=conf.asked,
-        ipam=conf.ipam,
-        dns=conf.dns,
-    )
+    def _collect(self, call: CniCall) -> None:
+        """Each part gets its chance; the first error comes out. Without a list nothing is done."""
+        if call.conf.valid_attachments is None:
+            return
+        valid = frozenset(call.conf.valid_attachments)
+        try:
+            self._attacher.collect(call.conf.name, call.conf.ipam, valid)
+        finally:
+            if self._fallback is not None:
+                self._fallback.collect(call, valid)
+
+    def _status(self, call: CniCall) -> None:
+        self._refuse_unready()
+        self._pods.ask_ipam(call)
+        if self._fallback is not None:
+            self._fallback.status(call)
 
 
 def _netns_fd(request: CniRequest) -> int:

@@ -72,10 +72,11 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CniCall(msgspec.Struct, frozen=True, kw_only=True):
-    """`container_id` is "" and `ifname` None for GC and STATUS."""
+    """`container_id` is "" and `ifname` None for GC and STATUS. `config`: what was on stdin."""
 
     env: Environment
     conf: NetConf
+    config: dict[str, Any] = {}
 
     @property
     def command(self) -> Command:
@@ -101,20 +102,34 @@ class CniCall(msgspec.Struct, frozen=True, kw_only=True):
     def pod(self) -> Pod | None:
         return self.env.pod
 
+    @property
+    def names_device(self) -> bool:
+        """Whether the call is about one VF, in the raw config: DEL does not validate it."""
+        keys = ("deviceID", "pciBusID")
+        return any(fields.get(key) for fields in (self.config, self.runtime_config) for key in keys)
+
+    @property
+    def runtime_config(self) -> dict[str, Any]:
+        """As the runtime filled it in. {} for DEL and GC of a config where it is no object."""
+        value = self.config.get("runtimeConfig")
+        return value if isinstance(value, dict) else {}
+
 
 def parse_call(env: Mapping[str, str], stdin: bytes) -> CniCall:
     """Raises InvalidInput or one of its kinds in `sriov_cni.spec`, each with its own CNI code."""
     environment = parse_environment(env)
-    top = Fields(decode_object(stdin))
+    config = decode_object(stdin)
+    top = Fields(config)
     version = _parse_version(top, environment.command)
-    config = stdin.decode()
+    text = stdin.decode()
     if environment.command.cleans:
-        ipam = salvage_ipam(top.values.get("ipam"), config, environment)
+        ipam = salvage_ipam(config.get("ipam"), text, environment)
         conf = NetConf(cni_version=version, name=_parse_name(top), ipam=ipam)
         if environment.command is Command.GC:
             conf = msgspec.structs.replace(conf, valid_attachments=_parse_valid_attachments(top))
-        return CniCall(env=environment, conf=conf)
-    return CniCall(env=environment, conf=_parse_conf(top, version, environment, config))
+        return CniCall(env=environment, conf=conf, config=config)
+    conf = _parse_conf(top, version, environment, text)
+    return CniCall(env=environment, conf=conf, config=config)
 
 
 def version_of(stdin: bytes) -> str:

@@ -66,6 +66,10 @@ class NotReady(SriovError):
     """An ADD could not succeed now (STATUS)."""
 
 
+class LimitedConnectivity(NotReady):
+    """And the pods that are attached may be cut off, too."""
+
+
 class PluginFailure(SriovError):
     """Another CNI plugin that we called did not do its work."""
 
@@ -165,6 +169,7 @@ def code_of(error: SriovError) -> int:
 
 
 _CODES: tuple[tuple[type[SriovError], ErrorCode], ...] = (
+    (LimitedConnectivity, ErrorCode.LIMITED_CONNECTIVITY),
     (NotReady, ErrorCode.NOT_AVAILABLE),
     (PluginMissing, ErrorCode.INVALID_CONFIG),
     (PluginGarbage, ErrorCode.UNDECODABLE),

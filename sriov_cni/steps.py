@@ -30,9 +30,8 @@ from vf_manager.vf_attributes import (
     set_vf_mac,
 )
 
-_RETURN_TIMEOUT_S = (
-    5.0  # a dying namespace gives its devices back from a work queue (net_namespace.c cleanup_net)
-)
+# A dying namespace gives its devices back from a work queue (net_namespace.c cleanup_net).
+RETURN_TIMEOUT_S = 5.0
 _CARRIER_TIMEOUT_S = 0.2
 
 
@@ -168,7 +167,7 @@ class MoveToPod(msgspec.Struct, frozen=True):
             return True
         if self._has_no_interface(ground):
             return False
-        if wait_until(lambda: ground.in_host(self.pci) is not None, _RETURN_TIMEOUT_S):
+        if wait_until(lambda: ground.in_host(self.pci) is not None, RETURN_TIMEOUT_S):
             return True
         if self._has_no_interface(ground):
             return False
@@ -305,17 +304,24 @@ def plan_routes(given: IpamResult, asked: Asked) -> list[RouteSpec]:
     of its family, as the reference plugins do; without any it is on link.
 
     With a table of its own the VF has them there too, with its connected networks, and a default route where
-    a gateway is known; a secondary VF has its default route nowhere else.
+    a gateway is known; a secondary VF has its default route nowhere else, and its other routes stand back
+    behind those of the first.
     """
     routes = [_route(route, given) for route in given.routes]
     if asked.table is None:
         return routes
-    main = [route for route in routes if not (asked.secondary and _is_default(route.dst))]
+    main = [_behind(route, asked.table) for route in routes if not _is_default(route.dst)]
+    main = main if asked.secondary else routes
     return main + [
         msgspec.structs.replace(route, table=asked.table, priority=None)
         for route in _connected(given) + routes + _missing_defaults(given, routes)
         if route.table is None
     ]
+
+
+def _behind(route: RouteSpec, table: int) -> RouteSpec:
+    """1024 is the metric that IPv6 gives a route without one (IP6_RT_PRIO_USER, net/ip6_route.h)."""
+    return msgspec.structs.replace(route, priority=(route.priority or 1024) + table)
 
 
 def _connected(given: IpamResult) -> list[RouteSpec]:

@@ -11,9 +11,15 @@ from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
+from sriov_cni.chain import FallbackChain
 from sriov_cni.executor import Checkpoint, no_checkpoint
 from sriov_cni.handler import CniHandler
+from sriov_cni.limits import Limits
 from sriov_cni.messages import CniReply, CniRequest
+from sriov_cni.network import parse_networks
+from sriov_cni.pod_attach import PodAttacher
+from sriov_cni.pod_vfs import PodVfs
+from sriov_cni.spec import NotReady
 from tests.fake_kernel import FakeKernel
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import PciAddress
@@ -70,6 +76,26 @@ class State:
         return dataclasses.replace(self, links=links)
 
 
+@dataclasses.dataclass
+class FakeKubelet:
+    """`given`: device ids by pod. Not `there`: the node has none, as if no Kubernetes ran on it."""
+
+    there: bool = False
+    given: dict[tuple[str, str], list[str]] = dataclasses.field(default_factory=dict)
+    questions: int = 0
+
+    def is_there(self) -> bool:
+        return self.there
+
+    def devices_of(self, namespace: str, name: str) -> dict[str, list[str]]:
+        self.questions += 1
+        return {"x/pool": self.given.get((namespace, name), [])}
+
+    def holder_of(self, device: str) -> tuple[str, str] | None:
+        self.questions += 1
+        return next((pod for pod, ids in self.given.items() if device in ids), None)
+
+
 class World:
     """`start_agent` again stands for a restart of the agent: only the kernel and the files stay."""
 
@@ -81,6 +107,10 @@ class World:
             self.kernel.set_num_vfs(pf, 7)
         self.not_ready: Callable[[], str | None] = lambda: None
         self.pooled = {vf for pf in (PF0, PF1) for vf in self.vfs(pf)}
+        self.kubelet = FakeKubelet()
+        self.networks: list[dict[str, Any]] = []
+        self.limits: dict[str, Limits] = {}
+        self.fallback: FallbackChain | None = None
         self.start_agent()
 
     def start_agent(self, checkpoint: Checkpoint = no_checkpoint) -> None:
@@ -90,13 +120,27 @@ class World:
             self.kernel,
             self.records,
             DeviceLocks(),
-            lambda pci: "pool" if pci in self.pooled else None,
+            self.pool_of,
             log,
             boot_id="boot-1",
             lease_dir=self.root / "leases",
             checkpoint=checkpoint,
         )
-        self.handler = CniHandler(self.attacher, lambda: self.not_ready(), log)
+        pods = PodAttacher(
+            self.attacher,
+            PodVfs(self.kubelet, {"x/pool": "pool"}, self.pool_of),
+            self.pool_of,
+            parse_networks(self.networks, ["pool"]),
+            self.limits,
+        )
+        self.handler = CniHandler(pods, self.attacher, self.fallback, self._refuse_unready, log)
+
+    def pool_of(self, pci: PciAddress) -> str | None:
+        return "pool" if pci in self.pooled else None
+
+    def _refuse_unready(self) -> None:
+        if (reason := self.not_ready()) is not None:
+            raise NotReady(reason)
 
     def vfs(self, pf: PciAddress) -> list[PciAddress]:
         function = self.kernel.read_function(pf)

@@ -122,6 +122,11 @@ class FakeKernel:
                 link.netdev = msgspec.structs.replace(link.netdev, altnames=free)
                 self._place(link, _HOST_INO, name)
 
+    def set_up(self, name: str, up: bool) -> None:
+        link = self.find(name)
+        assert link is not None
+        link.netdev = msgspec.structs.replace(link.netdev, up=up)
+
     def find(self, name: str, netns: int = _HOST_INO) -> FakeLink | None:
         """By name or altname."""
         links = self.namespaces[netns]

@@ -282,12 +282,17 @@ def test_status_says_when_every_vf_is_attached(node: Node) -> None:
     one_pool = "pools: [{name: slow, select: {pfNames: [ens2]}}]"
     pods = [node.root / name for name in ("pod-a", "pod-b")]
     before = node.kernel.snapshot()
-    with running(node, one_pool):
+    with running(node, one_pool) as agent:
         for pod, vf in zip(pods, node.vfs(PF1), strict=True):
             assert node.status() == (0, "")
             node.kernel.new_pod(pod)
             assert node.call("ADD", {"deviceID": vf}, pod).exit_code == 0
-        assert node.status() == (50, "all 2 VFs of this node's pools are attached")
+        all_attached = "all 2 VFs of this node's pools are attached"
+        assert node.status() == (51, f"{all_attached}; the PF of {', '.join(node.vfs(PF1))} is down or gone")
+        node.kernel.set_up("ens2", True)
+        agent.agent._keeper.mark_dirty()
+        eventually(lambda: node.status() == (50, all_attached), "the PF is seen to be up")
+        node.kernel.set_up("ens2", False)
         assert len(node.kubelet.wait_devices(SLOW, 2)) == 2
         assert node.call("DEL", {"deviceID": node.vfs(PF1)[0]}, pods[0]).exit_code == 0
         assert node.status() == (0, "")

@@ -245,7 +245,7 @@ def test_del_of_a_container_it_does_not_know_is_success(plugin: Plugin) -> None:
 def test_gc_gets_the_list_under_both_keys_and_no_container(plugin: Plugin) -> None:
     plugin.write("exit 0")
     plugin.config["cni.dev/attachments"] = "something old"
-    plugin.engine().keep_only({("b", "eth0"), ("a", "net1")})
+    plugin.engine().keep_only(lambda: {("b", "eth0"), ("a", "net1")})
     entries = [{"containerID": "a", "ifname": "net1"}, {"containerID": "b", "ifname": "eth0"}]
     lists = {"cni.dev/valid-attachments": entries, "cni.dev/attachments": entries}
     assert plugin.stdin() == plugin.config | lists

@@ -7,7 +7,7 @@ are its own.
 """
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 
 import msgspec
 
@@ -49,6 +49,7 @@ class DelegateConf(msgspec.Struct, frozen=True, kw_only=True):
     env: Environment = Environment(command=Command.ADD)
 
 
+Valid = Callable[[], Set[tuple[str, str]]]  # (container id, ifname) of those that may hold addresses
 IpamConf = HostLocalConf | StaticConf | DelegateConf
 
 

@@ -23,6 +23,7 @@ from sriov_cni.ipam.config import (
     DelegateConf,
     IpamConf,
     IpamResult,
+    Valid,
     address_of,
     canonical,
     dns_of,
@@ -80,8 +81,8 @@ class Delegate:
     def check(self, container_id: str, ifname: str) -> None:
         self._run(Command.CHECK, container_id, ifname)
 
-    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
-        config = decode_object(self._conf.config.encode()) | render_valid_attachments(valid)
+    def keep_only(self, valid: Valid) -> None:
+        config = decode_object(self._conf.config.encode()) | render_valid_attachments(valid())
         deadline = time.monotonic() + _TIMEOUT_S
         self._runner.collect(self._conf.kind, _nobody(self._conf.env), msgspec.json.encode(config), deadline)
 

@@ -1,13 +1,12 @@
 """Pure: the one interface to every kind of IPAM, and the choice among them."""
 
-from collections.abc import Set
 from pathlib import Path
 from typing import Protocol, assert_never
 
 import structlog
 
 from sriov_cni.exec import PluginRunner
-from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf, IpamResult, StaticConf
+from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf, IpamResult, StaticConf, Valid
 from sriov_cni.ipam.delegate import Delegate
 from sriov_cni.ipam.host_local import HostLocal
 from sriov_cni.ipam.lease_dir import LeaseDir, OwnerCache
@@ -26,8 +25,9 @@ class Ipam(Protocol):
 
     def check(self, container_id: str, ifname: str) -> None: ...
 
-    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
-        """GC: release what is held by any other than these (container id, ifname)."""
+    def keep_only(self, valid: Valid) -> None:
+        """GC: release what is held by any other than these. `valid` is asked once nothing can be leased
+        meanwhile: an attachment that is being made is on record before it has a lease."""
 
     def status(self) -> None:
         """Raises NotReady if an `add` could not succeed now, or what a delegate answers to STATUS."""

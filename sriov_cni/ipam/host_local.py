@@ -3,10 +3,9 @@
 May serve a network side by side with the reference host-local plugin: see `lease_dir` for the format.
 """
 
-from collections.abc import Set
 from contextlib import ExitStack
 
-from sriov_cni.ipam.config import HostLocalConf, IpamResult
+from sriov_cni.ipam.config import HostLocalConf, IpamResult, Valid
 from sriov_cni.ipam.lease_dir import LeaseDir, Leases
 from sriov_cni.ipam.ranges import AddressRange, RangeSet, parse_address
 from sriov_cni.ipam.resolv_conf import read_resolv_conf
@@ -61,12 +60,13 @@ class HostLocal:
                 wanted = f"{container_id} {ifname} holds no address of {range_set}"
                 raise NotFound(f"network {self._network}: {wanted}")
 
-    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
+    def keep_only(self, valid: Valid) -> None:
         """Release every lease of this network, ours or the reference plugin's, whose owner is not valid."""
         if not self._directory.exists():
             return
-        owners = {_owner(*entry) for entry in valid} | {container_id for container_id, _ in valid}
         with self._directory.locked() as leases, ExitStack() as releases:
+            entries = valid()
+            owners = {_owner(*entry) for entry in entries} | {container_id for container_id, _ in entries}
             for name, content in leases.owners(use_cache=False).items():
                 if content not in owners:
                     releases.callback(leases.remove, name, content)

@@ -1,8 +1,6 @@
 """Pure: addresses written in the config or asked for by the call. Nothing is held, so nothing is released."""
 
-from collections.abc import Set
-
-from sriov_cni.ipam.config import IpamResult, StaticConf
+from sriov_cni.ipam.config import IpamResult, StaticConf, Valid
 
 
 class Static:
@@ -18,7 +16,7 @@ class Static:
     def check(self, container_id: str, ifname: str) -> None:
         pass
 
-    def keep_only(self, valid: Set[tuple[str, str]]) -> None:
+    def keep_only(self, valid: Valid) -> None:
         pass
 
     def status(self) -> None:

@@ -1,0 +1,105 @@
+"""Orchestrator: which VFs the kubelet gave to a pod, and whether a VF is another pod's."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from sriov_cni.environment import Pod
+from vf_manager.errors import InvalidInput, Refused
+from vf_manager.model import PciAddress, parse_pci_address
+
+_CACHED_S = 10.0
+
+
+class Kubelet(Protocol):
+    """Who was given which devices. Raises SriovError, transient, when the kubelet does not answer."""
+
+    def is_there(self) -> bool: ...
+    def devices_of(self, namespace: str, name: str) -> dict[str, list[str]]: ...
+    def holder_of(self, device: str) -> tuple[str, str] | None: ...
+
+
+class GivenVf(msgspec.Struct, frozen=True):
+    pci: PciAddress
+    pool: str
+
+
+class PodVfs:
+    """One question to the kubelet for all calls about one sandbox, while its answer will do. Thread-safe.
+
+    `pools`: resource name -> pool, in the order in which a pod's VFs are given their interfaces.
+    `pool_of`: the pool that a VF is in now.
+
+    The kubelet's answer knows no uid. The question is one per container id, which no two sandboxes share; a
+    predecessor of the same name that still holds its VF shows by its record (see Attacher).
+    """
+
+    def __init__(
+        self,
+        kubelet: Kubelet,
+        pools: Mapping[str, str],
+        pool_of: Callable[[PciAddress], str | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kubelet = kubelet
+        self._pools = dict(pools)
+        self._pool_of = pool_of
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._known: dict[tuple[str, Pod], tuple[float, tuple[GivenVf, ...]]] = {}
+
+    def of(self, container_id: str, pod: Pod) -> tuple[GivenVf, ...]:
+        """In the order of the pools, and of addresses within each. Empty: it requested none. Raises Refused
+        if what the kubelet gave is not (any more) a VF of that pool."""
+        key, now = (container_id, pod), self._clock()
+        with self._guard:
+            self._known = {k: entry for k, entry in self._known.items() if entry[0] > now}
+            if key in self._known:
+                return self._known[key][1]
+        given = self._ask(pod)
+        if given:
+            with self._guard:
+                self._known[key] = (now + _CACHED_S, given)
+        return given
+
+    def refuse_foreign(self, container_id: str, pod: Pod | None, vf: PciAddress) -> None:
+        """Raises Refused if the kubelet gave the VF to another pod than this, or to none. A call without a
+        pod (no Kubernetes behind it) may take what no pod has. On a node without a kubelet all is well."""
+        if not self._kubelet.is_there():
+            return
+        if pod is None:
+            holder = self._kubelet.holder_of(vf)
+            if holder is not None:
+                raise Refused(f"deviceID: the kubelet gave VF {vf} to a pod, and this call names none")
+            return
+        if any(given.pci == vf for given in self.of(container_id, pod)):
+            return
+        self._forget(container_id, pod)
+        if not any(given.pci == vf for given in self.of(container_id, pod)):
+            raise Refused(f"deviceID: the kubelet did not give VF {vf} to pod {pod.namespace}/{pod.name}")
+
+    def _forget(self, container_id: str, pod: Pod) -> None:
+        with self._guard:
+            self._known.pop((container_id, pod), None)
+
+    def _ask(self, pod: Pod) -> tuple[GivenVf, ...]:
+        devices = self._kubelet.devices_of(pod.namespace, pod.name)
+        return tuple(
+            self._verified(device, resource, pool)
+            for resource, pool in self._pools.items()
+            for device in sorted(devices.get(resource, ()))
+        )
+
+    def _verified(self, device: str, resource: str, pool: str) -> GivenVf:
+        try:
+            pci = parse_pci_address(device, resource)
+        except InvalidInput as e:
+            raise Refused(f"the kubelet gave out a device that is no VF: {e}") from e
+        now = self._pool_of(pci)
+        if now != pool:
+            where = f"in pool {now}" if now else "in no pool of this node's configuration"
+            raise Refused(f"the kubelet gave VF {pci} to the pod as {resource}, but it is {where} now")
+        return GivenVf(pci, pool)
