@@ -34,6 +34,7 @@ test-unit: setup ## what needs neither root nor a NIC
 	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns -q
 
 test-netns: setup ## the running kernel's network namespaces, with veth pairs; needs root
+	@.ci/host-setup netns
 	@.ci/step "namespace tests" $(SUDO) $(PYTHON) -m pytest tests/netns -q
 
 test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine

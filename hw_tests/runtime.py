@@ -130,10 +130,11 @@ def none_answers(attempts: Sequence[tuple[Pod, str]]) -> bool:
 
 @dataclass(frozen=True)
 class Runtime:
-    """`socket`: where the node agent listens."""
+    """`socket`: where the node agent listens. `plugin_dirs`: of other plugins."""
 
     socket: Path
     executable: Path = EXECUTABLE
+    plugin_dirs: tuple[str, ...] = ()
 
     def add(self, pod: Pod, conf: Conf, vf: str | None, ifname: str = IFNAME) -> Answer:
         """Raises CniError."""
@@ -155,7 +156,8 @@ class Runtime:
 
     def _run(self, env: dict[str, str], conf: Conf | bytes) -> Answer:
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-        env = env | {"CNI_PATH": str(self.executable.parent), "SRIOV_UNDERLAY_SOCKET": str(self.socket)}
+        path = ":".join([str(self.executable.parent), *self.plugin_dirs])
+        env = env | {"CNI_PATH": path, "SRIOV_UNDERLAY_SOCKET": str(self.socket)}
         began = time.monotonic()
         done = subprocess.run(
             [str(self.executable)],
