@@ -95,6 +95,17 @@ class Pod:
         links = ip_json("-n", self.netns, "address", "show", "dev", ifname, "scope", "global")
         return [info for link in links for info in link["addr_info"] if info]
 
+    def neighbour(self, address: str) -> str:
+        """The MAC that answered for an IPv4 address, "" if none did."""
+        found = ip_json("-n", self.netns, "neighbour", "show", address)
+        return next((str(entry["lladdr"]) for entry in found if "lladdr" in entry), "")
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Policy rules, without the three that every namespace has."""
+        families = [ip_json("-n", self.netns, family, "rule", "show") for family in ("-4", "-6")]
+        own = ("local", "main", "default")
+        return [rule for rules in families for rule in rules if rule.get("table") not in own]
+
     def routes(self) -> list[dict[str, Any]]:
         return ip_json("-n", self.netns, "route", "show")
 
