@@ -9,11 +9,13 @@ what differs. So it can be repeated, and a crash at any point is like any other.
 import errno
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from sriov_cni.attachment import Asked, Attachment
+from sriov_cni.device_info import remove_device_info, write_device_info
 from sriov_cni.ground import Ground, wait_until
 from sriov_cni.ipam.config import IpamResult
 from sriov_cni.spec import Route
@@ -33,6 +35,7 @@ from vf_manager.vf_attributes import (
 # A dying namespace gives its devices back from a work queue (net_namespace.c cleanup_net).
 RETURN_TIMEOUT_S = 5.0
 _CARRIER_TIMEOUT_S = 0.2
+_PROBE_TIMEOUT_S = 0.3
 
 
 class Step(Protocol):
@@ -216,9 +219,12 @@ class SetUpInPod(msgspec.Struct, frozen=True):
         addresses = [ip.address for ip in ground.addresses.ips]
         for name, value in _sysctls(self.ifname, addresses, shared=self.asked.table is not None):
             ground.kernel.write_sysctl(netns, name, value)
+        change = LinkChange(up=True, promisc=self.asked.promisc, allmulti=self.asked.allmulti)
+        if self.asked.probe and addresses:
+            pod.set_link(netdev.ifindex, change)
+            _refuse_duplicates(ground, self.pci, addresses)
         for address in addresses:
             pod.add_address(netdev.ifindex, address)
-        change = LinkChange(up=True, promisc=self.asked.promisc, allmulti=self.asked.allmulti)
         pod.set_link(netdev.ifindex, change)
         for route in plan_routes(ground.addresses, self.asked):
             pod.add_route(netdev.ifindex, route)
@@ -247,6 +253,20 @@ class AddRules(msgspec.Struct, frozen=True):
             for rule in ground.pod.rules():
                 if rule.table == rule.priority == self.table:
                     ground.pod.remove_rule(rule)
+
+
+class WriteDeviceInfo(msgspec.Struct, frozen=True):
+    pci: PciAddress
+    path: str
+
+    def describe(self) -> str:
+        return f"write {self.path}"
+
+    def apply(self, ground: Ground) -> None:
+        write_device_info(Path(self.path), self.pci)
+
+    def undo(self, ground: Ground) -> None:
+        remove_device_info(Path(self.path), self.pci)
 
 
 class Announce(msgspec.Struct, frozen=True):
@@ -286,6 +306,8 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     if original.attributes is not None and not asked.change.is_empty():
         own_mac = netdev.mac if netdev else None
         steps.append(ProgramVf(attachment.port, asked.change, original.attributes, own_mac))
+    if asked.device_info is not None:
+        steps.append(WriteDeviceInfo(pci, asked.device_info))
     if netdev is None:
         return tuple(steps)
     if netdev.altnames:
@@ -368,6 +390,16 @@ def _sysctls(ifname: str, addresses: Sequence[str], *, shared: bool) -> list[tup
         six = f"net/ipv6/conf/{ifname}"
         found += [(f"{six}/disable_ipv6", "0"), (f"{six}/ndisc_notify", "1"), (f"{six}/optimistic_dad", "1")]
     return found
+
+
+def _refuse_duplicates(ground: Ground, pci: PciAddress, addresses: Sequence[str]) -> None:
+    """Raises Busy with what was found. The next ADD gets another address from host-local: it goes round."""
+    netns, pod, netdev = ground.pod_side(pci)
+    wait_until(lambda: _has_carrier(pod, netdev.ifindex), _CARRIER_TIMEOUT_S)
+    holders = ground.kernel.find_holders(netns, netdev, addresses, _PROBE_TIMEOUT_S)
+    if holders:
+        found = ", ".join(f"{address} is in use by {mac}" for address, mac in holders.items())
+        raise Busy(f"ipam.probe: {found} on the network of VF {pci}")
 
 
 def _has_carrier(links: Links, ifindex: int) -> bool:
