@@ -22,6 +22,7 @@ from vf_manager.model import LinkState, VfChange, VlanProto
 
 VF = "0000:3b:02.1"
 RANGE = {"type": "host-local", "subnet": "10.0.0.0/24"}
+DEVICE_INFO = "/var/run/k8s.cni.cncf.io/devinfo/cni/x"
 
 
 def environment(command: str = "ADD", **changes: str | None) -> dict[str, str]:
@@ -167,7 +168,7 @@ def test_what_runtimes_add_is_taken() -> None:
         ipMasq=False,
         runtimeConfig={
             "portMappings": [],
-            "CNIDeviceInfoFile": "/var/run/k8s.cni.cncf.io/devinfo/cni/x",
+            "CNIDeviceInfoFile": DEVICE_INFO,
             "infinibandGUID": "",
         },
         args={"cni": {"labels": []}, "other.example": 1},

@@ -14,7 +14,7 @@ from vf_manager.model import Mac, Netdev
 FREE = ["192.0.2.7/24", "fd00:99::7/64"]
 TAKEN = ["192.0.2.9/24", "fd00:99::9/64"]
 PEER = Mac("02:00:00:00:00:99")
-_TIMEOUT_S = 5.0  # an answer ends the wait; only silence takes as long as this
+_TIMEOUT_S = 1.0  # an answer ends the wait; only silence takes as long as this
 
 
 @pytest.fixture
