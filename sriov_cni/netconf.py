@@ -192,6 +192,7 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
     top.refuse_unknown(_SPEC_KEYS | _OUR_KEYS, tolerated_prefix="cni.dev/")
     top.child("capabilities")
     top.boolean("ipMasq")
+    top.string("CNIDeviceInfoFile")
     runtime = top.child("runtimeConfig") or Fields({}, "runtimeConfig")
     cni_args = _cni_args(top)
     mac = _parse_mac(top, runtime, cni_args, env.args)
@@ -208,7 +209,7 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
         ),
         ipam=parse_ipam(top.child("ipam"), request),
         dns=parse_dns(dns) if dns else Dns(),
-        log_level=top.choice("logLevel", _LOG_LEVELS),
+        log_level=top.choice("logLevel", _LOG_LEVELS, fold=True),
         log_file=top.string("logFile"),
         prev_result=parse_prev_result(prev) if (prev := top.child("prevResult")) else None,
     )
