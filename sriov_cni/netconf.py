@@ -192,7 +192,6 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
     top.refuse_unknown(_SPEC_KEYS | _OUR_KEYS, tolerated_prefix="cni.dev/")
     top.child("capabilities")
     top.boolean("ipMasq")
-    top.string("CNIDeviceInfoFile")
     runtime = top.child("runtimeConfig") or Fields({}, "runtimeConfig")
     cni_args = _cni_args(top)
     mac = _parse_mac(top, runtime, cni_args, env.args)
