@@ -13,8 +13,9 @@ PYTHON := $(VENV)/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,SRIOV_CACHE_DIR)
 CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
+PAUSE := build/pause
 
-.PHONY: help demo test lint test-unit test-netns test-rig setup setup-rig shim proto requirements install clean
+.PHONY: help demo test lint test-unit test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +42,7 @@ test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
 	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 2400 -- \
 	    python3 -m pytest hw_tests -q -p no:cacheprovider
 
-setup: $(VENV)/.ready shim
+setup: $(VENV)/.ready shim $(PAUSE)
 
 setup-rig: setup
 	@.ci/host-setup rig
@@ -56,27 +57,43 @@ $(VENV)/.ready: requirements-dev.txt
 shim: $(SHIM)
 
 $(SHIM): sriov_cni/shim/shim.c
+	@.ci/host-setup base
 	@mkdir -p build
 	@.ci/step "compile $@" bash -c '$(CC) $(CFLAGS) -o $@.new $< && mv $@.new $@'
+
+$(PAUSE): hw_tests/cri/pause.c
+	@mkdir -p build
+	@.ci/step "compile $@" $(CC) $(CFLAGS) -o $@ $<
 
 PREFIX ?= /opt/sriov-underlay
 CNI_BIN ?= /opt/cni/bin
 CONFIG_DIR ?= /etc/sriov-underlay
 UNIT_DIR ?= /etc/systemd/system
+# `make install ALSO_AS=sriov`: under the name in existing network configurations too ("type": "sriov").
+ALSO_AS ?=
+ifneq ($(filter-out sriov,$(ALSO_AS)),)
+$(error ALSO_AS: '$(ALSO_AS)' is not valid; expected sriov, or nothing)
+endif
 
 install: shim ## the agent, the CNI executable and the systemd unit, on this node (as root)
 	@.ci/host-setup base
 	@.ci/step "install into $(PREFIX)" bash -c '$(BASE_PYTHON) -m venv $(PREFIX) && \
 	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt && \
 	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .'
-	install -d -m 755 $(CNI_BIN) $(CONFIG_DIR) $(UNIT_DIR)
-	install -m 755 $(SHIM) $(CNI_BIN)/.sriov-underlay.new && mv $(CNI_BIN)/.sriov-underlay.new $(CNI_BIN)/sriov-underlay
+	install -d -m 755 $(CONFIG_DIR) $(UNIT_DIR)
 	[ -e $(CONFIG_DIR)/config.yaml ] || install -m 644 manifests/config.yaml $(CONFIG_DIR)/config.yaml
 	install -m 644 manifests/sriov-agent.service $(UNIT_DIR)/sriov-agent.service
+	@$(MAKE) install-cni
 	@echo "Installed. Next: edit $(CONFIG_DIR)/config.yaml, then systemctl enable --now sriov-agent"
 
-proto: setup ## generate the gRPC code from device_plugin/proto
+install-cni: shim ## the CNI executable alone; ALSO_AS=sriov takes the place of sriov-cni
+	install -d -m 755 $(CNI_BIN)
+	for name in sriov-underlay $(ALSO_AS); do \
+	    install -m 755 $(SHIM) $(CNI_BIN)/.$$name.new; mv $(CNI_BIN)/.$$name.new $(CNI_BIN)/$$name; done
+
+proto: setup ## generate the gRPC code from device_plugin/proto and hw_tests/cri/proto
 	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args
+	$(PYTHON) -m grpc_tools.protoc @hw_tests/cri/proto/protoc.args
 
 requirements: setup ## pin the newest allowed versions of the dependencies, with hashes
 	$(VENV)/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --no-header \

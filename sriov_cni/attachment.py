@@ -39,8 +39,9 @@ class Original(msgspec.Struct, frozen=True, kw_only=True):
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What the network config asks of the VF. `mac` is set on the PF and on the VF's own interface.
 
-    `table`: a routing table of the VF's own, for pods that have several: what is sent from its addresses
-    leaves by it. `secondary`: the pod's default route is another VF's.
+    `probe`: ask the wire first whether the addresses are in use. `device_info`: a file that is to say which
+    device it is. `table`: a routing table of the VF's own, for pods that have several: what is sent from its
+    addresses leaves by it. `secondary`: the pod's default route is another VF's.
     """
 
     change: VfChange = VfChange()
@@ -48,6 +49,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int | None = None
     promisc: bool | None = None
     allmulti: bool | None = None
+    probe: bool = False
+    device_info: str | None = None
     table: int | None = None
     secondary: bool = False
 

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from sriov_cni.attachment import Asked
+from sriov_cni.device_info import parse_device_info_path
 from sriov_cni.environment import NAME, Command, Environment, Pod, parse_environment
 from sriov_cni.fields import Fields, as_fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam, salvage_ipam
@@ -202,10 +203,12 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
         name=name,
         type=top.required_string("type"),
         device_id=_parse_device_id(top, runtime),
-        asked=parse_vf_options(top, mac),
+        asked=msgspec.structs.replace(
+            parse_vf_options(top, mac), device_info=_parse_device_info(top, runtime)
+        ),
         ipam=parse_ipam(top.child("ipam"), request),
         dns=parse_dns(dns) if dns else Dns(),
-        log_level=top.choice("logLevel", _LOG_LEVELS),
+        log_level=top.choice("logLevel", _LOG_LEVELS, fold=True),
         log_file=top.string("logFile"),
         prev_result=parse_prev_result(prev) if (prev := top.child("prevResult")) else None,
     )
@@ -240,6 +243,14 @@ def _parse_device_id(top: Fields, runtime: Fields) -> PciAddress | None:
         )
         raise InvalidInput(second, other, f"the same device as {first} ({wanted})")
     return next(iter(found.values()), None)
+
+
+def _parse_device_info(top: Fields, runtime: Fields) -> str | None:
+    """Multus gives it by the capability of that name; a config that declares none may carry it at the top."""
+    key = "CNIDeviceInfoFile"
+    given = ((fields.string(key), fields.path_of(key)) for fields in (runtime, top))
+    paths = [parse_device_info_path(value, path) for value, path in given]
+    return next((path for path in paths if path), None)
 
 
 def _parse_mac(top: Fields, runtime: Fields, cni_args: Fields, args: Mapping[str, str]) -> Mac | None:

@@ -21,6 +21,7 @@ ZERO_MAC = Mac("00:00:00:00:00:00")
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _IFNAME = re.compile(r"[^\s/:\x00-\x1f\x7f]{1,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_DOTTED_MAC = re.compile(r"[0-9a-f]{4}(\.[0-9a-f]{4}){2}")
 
 
 class VlanProto(StrEnum):
@@ -177,8 +178,13 @@ def parse_ifname(value: Any, key: str = "ifname") -> IfName:
 
 
 def parse_mac(value: Any, key: str = "mac") -> Mac:
-    """A unicast MAC that a station may have, six octets with ':' or '-'. Raises InvalidInput."""
-    text = value.lower().replace("-", ":") if isinstance(value, str) else ""
+    """A unicast MAC that a station may have: six octets with ':' or '-', or three groups with '.' (all that
+    Go's net.ParseMAC takes of this length). Raises InvalidInput."""
+    text = value.lower() if isinstance(value, str) else ""
+    if _DOTTED_MAC.fullmatch(text):
+        text = ":".join(text.replace(".", "")[i : i + 2] for i in range(0, 12, 2))
+    elif ":" not in text:
+        text = text.replace("-", ":")
     if not _MAC.fullmatch(text) or text == ZERO_MAC:
         raise InvalidInput(key, value, "a MAC address like 02:00:00:aa:bb:cc")
     if int(text[:2], 16) & 1:
