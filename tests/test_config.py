@@ -1,5 +1,8 @@
 """The agent's config file: what it says, and that every mistake in it is named with its place."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +86,14 @@ def test_the_least_that_can_be_said() -> None:
 def test_pools_as_the_device_plugin_takes_them() -> None:
     names = [(pool.name, pool.select.pf_names) for pool in parse_config(FULL).resources()]
     assert names == [("fast", ("ens0#0-3", "ens1")), ("rest", None)]
+
+
+def test_the_examples_of_the_readme() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    examples = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "pools:" in block]
+    assert len(examples) > 2
+    for example in examples:
+        assert parse_config(example).pools
 
 
 # -- what is wrong, and where
