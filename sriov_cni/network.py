@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sriov_cni.attachment import Asked
-from sriov_cni.environment import NAME
+from sriov_cni.environment import NAME, NAME_RULE
 from sriov_cni.fields import Fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, StaticConf, parse_dns, parse_ipam
 from sriov_cni.netconf import CniCall
@@ -89,8 +89,7 @@ def _parse_network(raw: Fields, known_pools: tuple[str, ...]) -> Network:
     raw.refuse_unknown(_KEYS)
     name = raw.required_string("name")
     if not NAME.fullmatch(name):
-        expected = "letters, digits, '_', '.' and '-', a letter or digit first"
-        raise InvalidInput(raw.path_of("name"), name, expected)
+        raise InvalidInput(raw.path_of("name"), name, NAME_RULE)
     pools = raw.strings("pools")
     for index, pool in enumerate(pools):
         if pool not in known_pools:
