@@ -13,6 +13,7 @@ PYTHON := $(VENV)/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,SRIOV_CACHE_DIR)
 CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
+PAUSE := build/pause
 
 .PHONY: help demo test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
 
@@ -37,13 +38,14 @@ test-fuzz: setup ## 90 s of input that is almost right, or FUZZ_SECONDS of it
 	@.ci/step "fuzzing" $(PYTHON) -m pytest tests/fuzz -q
 
 test-netns: setup ## the running kernel's network namespaces, with veth pairs; needs root
+	@.ci/host-setup netns
 	@.ci/step "namespace tests" $(SUDO) $(PYTHON) -m pytest tests/netns -q
 
 test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
 	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 2400 -- \
 	    python3 -m pytest hw_tests -q -p no:cacheprovider
 
-setup: $(VENV)/.ready shim
+setup: $(VENV)/.ready shim $(PAUSE)
 
 setup-rig: setup
 	@.ci/host-setup rig
@@ -61,6 +63,10 @@ $(SHIM): sriov_cni/shim/shim.c
 	@.ci/host-setup base
 	@mkdir -p build
 	@.ci/step "compile $@" bash -c '$(CC) $(CFLAGS) -o $@.new $< && mv $@.new $@'
+
+$(PAUSE): hw_tests/cri/pause.c
+	@mkdir -p build
+	@.ci/step "compile $@" $(CC) $(CFLAGS) -o $@ $<
 
 PREFIX ?= /opt/sriov-underlay
 CNI_BIN ?= /opt/cni/bin
@@ -88,8 +94,9 @@ install-cni: shim ## the CNI executable alone; ALSO_AS=sriov takes the place of 
 	for name in sriov-underlay $(ALSO_AS); do \
 	    install -m 755 $(SHIM) $(CNI_BIN)/.$$name.new; mv $(CNI_BIN)/.$$name.new $(CNI_BIN)/$$name; done
 
-proto: setup ## generate the gRPC code from device_plugin/proto
+proto: setup ## generate the gRPC code from device_plugin/proto and hw_tests/cri/proto
 	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args
+	$(PYTHON) -m grpc_tools.protoc @hw_tests/cri/proto/protoc.args
 
 requirements: setup ## pin the newest allowed versions of the dependencies, with hashes
 	$(VENV)/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --no-header \

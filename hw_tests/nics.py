@@ -43,6 +43,9 @@ class Nic:
     def vf_address(self, index: int) -> str:
         return (PCI_DEVICES / self.pci / f"virtfn{index}").resolve().name
 
+    def vf_addresses(self) -> list[str]:
+        return [self.vf_address(index) for index in range(self.num_vfs)]
+
     def vf_name(self, index: int) -> str:
         """The name of the VF's interface on the host."""
         (entry,) = (PCI_DEVICES / self.pci / f"virtfn{index}" / "net").iterdir()

@@ -48,6 +48,7 @@ class Node:
 
     folder: Path
     nics: tuple[Nic, ...]
+    plugin_dirs: tuple[str, ...] = ()
     kubelet: StubKubelet = field(init=False)
     ready_s: float = field(init=False, default=0.0)
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
@@ -81,7 +82,7 @@ class Node:
 
     @property
     def runtime(self) -> Runtime:
-        return Runtime(self.run_dir / SOCKET_NAME)
+        return Runtime(self.run_dir / SOCKET_NAME, plugin_dirs=self.plugin_dirs)
 
     @property
     def pid(self) -> int:

@@ -95,6 +95,17 @@ class Pod:
         links = ip_json("-n", self.netns, "address", "show", "dev", ifname, "scope", "global")
         return [info for link in links for info in link["addr_info"] if info]
 
+    def neighbour(self, address: str) -> str:
+        """The MAC that answered for an IPv4 address, "" if none did."""
+        found = ip_json("-n", self.netns, "neighbour", "show", address)
+        return next((str(entry["lladdr"]) for entry in found if "lladdr" in entry), "")
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Policy rules, without the three that every namespace has."""
+        families = [ip_json("-n", self.netns, family, "rule", "show") for family in ("-4", "-6")]
+        own = ("local", "main", "default")
+        return [rule for rules in families for rule in rules if rule.get("table") not in own]
+
     def routes(self) -> list[dict[str, Any]]:
         return ip_json("-n", self.netns, "route", "show")
 
@@ -130,10 +141,11 @@ def none_answers(attempts: Sequence[tuple[Pod, str]]) -> bool:
 
 @dataclass(frozen=True)
 class Runtime:
-    """`socket`: where the node agent listens."""
+    """`socket`: where the node agent listens. `plugin_dirs`: of other plugins."""
 
     socket: Path
     executable: Path = EXECUTABLE
+    plugin_dirs: tuple[str, ...] = ()
 
     def add(self, pod: Pod, conf: Conf, vf: str | None, ifname: str = IFNAME) -> Answer:
         """Raises CniError."""
@@ -155,7 +167,8 @@ class Runtime:
 
     def _run(self, env: dict[str, str], conf: Conf | bytes) -> Answer:
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-        env = env | {"CNI_PATH": str(self.executable.parent), "SRIOV_UNDERLAY_SOCKET": str(self.socket)}
+        path = ":".join([str(self.executable.parent), *self.plugin_dirs])
+        env = env | {"CNI_PATH": path, "SRIOV_UNDERLAY_SOCKET": str(self.socket)}
         began = time.monotonic()
         done = subprocess.run(
             [str(self.executable)],

@@ -46,7 +46,10 @@ class Stage:
         return address
 
     def attach(self, pod: Pod, conf: Conf, vf: str, ifname: str = IFNAME) -> Answer:
-        """ADD. Raises CniError."""
+        """ADD. The kubelet has given the VF to the pod, if not before, then now. Raises CniError."""
+        nic = next((nic for nic in self.node.nics if vf in nic.vf_addresses()), None)
+        if nic is not None:
+            self.node.kubelet.give(pod.namespace, pod.name, resource_of(nic), vf)
         answer = self.node.runtime.add(pod, conf, vf, ifname)
         self._attached[pod.container_id, ifname] = pod, conf
         return answer

@@ -12,6 +12,6 @@ from hw_tests.stage import Stage
 def test_timing(request: pytest.FixtureRequest, node: Node, stage: Stage) -> None:
     wait_for_carrier(node.nics)
     measured = timing.measure(stage, node.nics[0])
-    request.config.stash[REPORT] = timing.render(measured)
+    request.config.stash.setdefault(REPORT, []).extend(timing.render(measured))
     if out := rig_out():
         timing.write(measured, out / "timing.json")

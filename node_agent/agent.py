@@ -19,7 +19,7 @@ from sriov_cni.chain import FallbackChain
 from sriov_cni.chain_cache import ChainRecord, read_conflist
 from sriov_cni.handler import CniHandler
 from sriov_cni.ipam.engine import DATA_DIR
-from sriov_cni.pod_attach import PodAttacher
+from sriov_cni.pod_attach import ChooseNetwork, PodAttacher, first_network
 from sriov_cni.pod_vfs import PodVfs
 from sriov_cni.reconcile import Reconciler
 from sriov_cni.server import CniServer
@@ -135,7 +135,17 @@ class Agent:
         config = self._config
         resources = {resource_name(config.resource_prefix, pool.name): pool.name for pool in config.pools}
         given = PodVfs(kubelet, resources, self._pool_of)
-        return PodAttacher(self._attacher, given, self._pool_of, config.pool_networks(), config.limits())
+        return PodAttacher(
+            self._attacher, given, self._pool_of, config.pool_networks(), config.limits(), self._chooser()
+        )
+
+    def _chooser(self) -> ChooseNetwork:
+        if self._config.kubernetes is None:
+            return first_network
+        # The client's package takes 0.3 s and tens of MiB to load: for those who use it.
+        from node_agent.pod_annotations import PodAnnotations
+
+        return PodAnnotations(self._config.kubernetes, self._log).choose
 
     def _make_fallback(self, run_dir: Path) -> FallbackChain | None:
         if self._config.fallback is None:

@@ -20,6 +20,12 @@ class ConfigError(SriovError):
     """The config file cannot be used. Says where and what would be right."""
 
 
+class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach the API server. `kubeconfig`: None inside of a pod, with its service account."""
+
+    kubeconfig: str | None = None
+
+
 class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`vfs` of a pool: VFs to create on each of its PFs. Without it, what exists is adopted as it is."""
 
@@ -41,6 +47,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     networks: tuple[dict[str, Any], ...] = ()
     fallback: str | None = None
     repair_drift: bool = False
+    kubernetes: KubernetesConfig | None = None
 
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""

@@ -15,7 +15,7 @@ from sriov_cni.ground import Ground, open_ground, opened_sandbox, wait_until
 from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
-from sriov_cni.ipam.lease_dir import OwnerCache
+from sriov_cni.ipam.lease_dir import OwnerCache, sweep_all
 from sriov_cni.spec import Dns, Interface, Result
 from sriov_cni.steps import RETURN_TIMEOUT_S, plan_steps, refuse_taken_name
 from vf_manager.discovery import find_pf_of, read_vf
@@ -175,8 +175,12 @@ class Attacher:
                 set_vf_attributes(self.kernel, host, record.port, record.asked.change)
 
     def recover(self) -> None:
-        """At start: take back what an earlier process left half-done. What cannot be undone yet stays on
-        record, for the runtime's DEL or the next start."""
+        """At start: take back what an earlier process left half-done, and what a reboot left of leases. What
+        cannot be undone yet stays on record, for the runtime's DEL or the next start."""
+        try:
+            sweep_all(self._lease_dir, boot_id=self._boot_id)
+        except SriovError as e:
+            self._log.warning("leases of earlier boots stay", error=str(e))
         for record in self.attachments():
             if record.state is not State.INTENT:
                 continue

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from sriov_cni.device_info import parse_device_info_path
 from sriov_cni.environment import NAME, NAME_RULE, Pod
 from sriov_cni.ipam.config import DelegateConf, IpamConf
 from sriov_cni.spec import Dns, Result
@@ -54,8 +55,9 @@ class Original(msgspec.Struct, frozen=True, kw_only=True):
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What the network config asks of the VF. `mac` is set on the PF and on the VF's own interface.
 
-    `table`: a routing table of the VF's own, for pods that have several: what is sent from its addresses
-    leaves by it. `secondary`: the pod's default route is another VF's.
+    `probe`: ask the wire first whether the addresses are in use. `device_info`: a file that is to say which
+    device it is. `table`: a routing table of the VF's own, for pods that have several: what is sent from its
+    addresses leaves by it. `secondary`: the pod's default route is another VF's.
     """
 
     change: VfChange = VfChange()
@@ -63,6 +65,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     mtu: U32 | None = None
     promisc: bool | None = None
     allmulti: bool | None = None
+    probe: bool = False
+    device_info: str | None = None
     table: U32 | None = None
     secondary: bool = False
 
@@ -142,6 +146,7 @@ def _check(record: Attachment) -> None:
         parse_pci_address(pci)
     if record.asked.mac is not None:
         parse_mac(record.asked.mac)
+    parse_device_info_path(record.asked.device_info, "device_info")
     netdev, attributes = record.original.netdev, record.original.attributes
     for mac in (netdev.mac if netdev else None, attributes.mac if attributes else None):
         if mac is not None and not _ANY_MAC.fullmatch(mac):

@@ -9,8 +9,8 @@ import ipaddress
 from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.ground import Ground
 from sriov_cni.ipam.config import IpamResult
+from sriov_cni.routes import plan_routes
 from sriov_cni.spec import Interface, Result
-from sriov_cni.steps import plan_routes
 from vf_manager.discovery import read_vf
 from vf_manager.kernel.api import Links, RouteSpec
 from vf_manager.model import Netdev

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from sriov_cni.attachment import Asked
+from sriov_cni.device_info import parse_device_info_path
 from sriov_cni.environment import NAME, NAME_RULE, Command, Environment, Pod, parse_environment
 from sriov_cni.fields import Fields, as_fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam, salvage_ipam
@@ -190,7 +191,6 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
     top.refuse_unknown(_SPEC_KEYS | _OUR_KEYS, tolerated_prefix="cni.dev/")
     top.child("capabilities")
     top.boolean("ipMasq")
-    top.string("CNIDeviceInfoFile")
     runtime = top.child("runtimeConfig") or Fields({}, "runtimeConfig")
     cni_args = _cni_args(top)
     mac = _parse_mac(top, runtime, cni_args, env.args)
@@ -202,7 +202,9 @@ def _parse_conf(top: Fields, version: str, env: Environment, config: str) -> Net
         name=name,
         type=top.required_string("type"),
         device_id=_parse_device_id(top, runtime),
-        asked=parse_vf_options(top, mac),
+        asked=msgspec.structs.replace(
+            parse_vf_options(top, mac), device_info=_parse_device_info(top, runtime)
+        ),
         ipam=parse_ipam(top.child("ipam"), request),
         dns=parse_dns(dns) if dns else Dns(),
         log_level=top.choice("logLevel", _LOG_LEVELS, fold=True),
@@ -240,6 +242,14 @@ def _parse_device_id(top: Fields, runtime: Fields) -> PciAddress | None:
         )
         raise InvalidInput(second, other, f"the same device as {first} ({wanted})")
     return next(iter(found.values()), None)
+
+
+def _parse_device_info(top: Fields, runtime: Fields) -> str | None:
+    """Multus gives it by the capability of that name; a config that declares none may carry it at the top."""
+    key = "CNIDeviceInfoFile"
+    given = ((fields.string(key), fields.path_of(key)) for fields in (runtime, top))
+    paths = [parse_device_info_path(value, path) for value, path in given]
+    return next((path for path in paths if path), None)
 
 
 def _parse_mac(top: Fields, runtime: Fields, cni_args: Fields, args: Mapping[str, str]) -> Mac | None:

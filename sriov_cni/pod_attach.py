@@ -184,6 +184,7 @@ def _asked_of(call: CniCall, network: Network, number: int, count: int) -> Asked
         asked,
         change=change,
         mac=mac,
+        device_info=call.conf.asked.device_info if number == 0 else None,
         table=_FIRST_TABLE + number if count > 1 else None,
         secondary=number > 0,
     )

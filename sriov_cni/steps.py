@@ -9,16 +9,17 @@ what differs. So it can be repeated, and a crash at any point is like any other.
 import errno
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from sriov_cni.attachment import Asked, Attachment
+from sriov_cni.device_info import remove_device_info, write_device_info
 from sriov_cni.ground import Ground, wait_until
-from sriov_cni.ipam.config import IpamResult
-from sriov_cni.spec import Route
+from sriov_cni.routes import plan_routes
 from vf_manager.errors import Busy, KernelError, NotFound, Refused
-from vf_manager.kernel.api import LinkChange, Links, RouteSpec, RuleSpec
+from vf_manager.kernel.api import LinkChange, Links, RuleSpec
 from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
 from vf_manager.vf_attributes import (
     VfPort,
@@ -33,6 +34,7 @@ from vf_manager.vf_attributes import (
 # A dying namespace gives its devices back from a work queue (net_namespace.c cleanup_net).
 RETURN_TIMEOUT_S = 5.0
 _CARRIER_TIMEOUT_S = 0.2
+_PROBE_TIMEOUT_S = 0.3
 
 
 class Step(Protocol):
@@ -216,9 +218,12 @@ class SetUpInPod(msgspec.Struct, frozen=True):
         addresses = [ip.address for ip in ground.addresses.ips]
         for name, value in _sysctls(self.ifname, addresses, shared=self.asked.table is not None):
             ground.kernel.write_sysctl(netns, name, value)
+        change = LinkChange(up=True, promisc=self.asked.promisc, allmulti=self.asked.allmulti)
+        if self.asked.probe and addresses:
+            pod.set_link(netdev.ifindex, change)
+            _refuse_duplicates(ground, self.pci, addresses)
         for address in addresses:
             pod.add_address(netdev.ifindex, address)
-        change = LinkChange(up=True, promisc=self.asked.promisc, allmulti=self.asked.allmulti)
         pod.set_link(netdev.ifindex, change)
         for route in plan_routes(ground.addresses, self.asked):
             pod.add_route(netdev.ifindex, route)
@@ -247,6 +252,20 @@ class AddRules(msgspec.Struct, frozen=True):
             for rule in ground.pod.rules():
                 if rule.table == rule.priority == self.table:
                     ground.pod.remove_rule(rule)
+
+
+class WriteDeviceInfo(msgspec.Struct, frozen=True):
+    pci: PciAddress
+    path: str
+
+    def describe(self) -> str:
+        return f"write {self.path}"
+
+    def apply(self, ground: Ground) -> None:
+        write_device_info(Path(self.path), self.pci)
+
+    def undo(self, ground: Ground) -> None:
+        remove_device_info(Path(self.path), self.pci)
 
 
 class Announce(msgspec.Struct, frozen=True):
@@ -286,6 +305,8 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     if original.attributes is not None and not asked.change.is_empty():
         own_mac = netdev.mac if netdev else None
         steps.append(ProgramVf(attachment.port, asked.change, original.attributes, own_mac))
+    if asked.device_info is not None:
+        steps.append(WriteDeviceInfo(pci, asked.device_info))
     if netdev is None:
         return tuple(steps)
     if netdev.altnames:
@@ -299,64 +320,6 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def plan_routes(given: IpamResult, asked: Asked) -> list[RouteSpec]:
-    """The routes of the IPAM's answer. One without a gateway goes through the gateway of the first address
-    of its family, as the reference plugins do; without any it is on link.
-
-    With a table of its own the VF has them there too, with its connected networks, and a default route where
-    a gateway is known; a secondary VF has its default route nowhere else, and its other routes stand back
-    behind those of the first.
-    """
-    routes = [_route(route, given) for route in given.routes]
-    if asked.table is None:
-        return routes
-    main = [_behind(route, asked.table) for route in routes if not _is_default(route.dst)]
-    main = main if asked.secondary else routes
-    return main + [
-        msgspec.structs.replace(route, table=asked.table, priority=None)
-        for route in _connected(given) + routes + _missing_defaults(given, routes)
-        if route.table is None
-    ]
-
-
-def _behind(route: RouteSpec, table: int) -> RouteSpec:
-    """1024 is the metric that IPv6 gives a route without one (IP6_RT_PRIO_USER, net/ip6_route.h)."""
-    return msgspec.structs.replace(route, priority=(route.priority or 1024) + table)
-
-
-def _connected(given: IpamResult) -> list[RouteSpec]:
-    networks = {str(ipaddress.ip_interface(ip.address).network) for ip in given.ips}
-    return [RouteSpec(dst=network) for network in sorted(networks)]
-
-
-def _missing_defaults(given: IpamResult, routes: Sequence[RouteSpec]) -> list[RouteSpec]:
-    there = {":" in route.dst for route in routes if _is_default(route.dst)}
-    gateways = {":" in ip.gateway: ip.gateway for ip in reversed(given.ips) if ip.gateway}
-    return [
-        RouteSpec(dst="::/0" if six else "0.0.0.0/0", gateway=gateway)
-        for six, gateway in gateways.items()
-        if six not in there
-    ]
-
-
-def _is_default(dst: str) -> bool:
-    return ipaddress.ip_network(dst, strict=False).prefixlen == 0
-
-
-def _route(route: Route, given: IpamResult) -> RouteSpec:
-    six = ":" in route.dst
-    gateways = (ip.gateway for ip in given.ips if ip.gateway and (":" in ip.gateway) == six)
-    return RouteSpec(
-        dst=route.dst,
-        gateway=route.gw or next(gateways, None),
-        mtu=route.mtu,
-        advmss=route.advmss,
-        priority=route.priority,
-        table=route.table,
-        scope=route.scope,
-    )
-
-
 def _sysctls(ifname: str, addresses: Sequence[str], *, shared: bool) -> list[tuple[str, str]]:
     """Documentation/networking/ip-sysctl.rst. Only for families in use: a pod may have no IPv6. `shared`: the
     pod has several VFs, maybe on one wire; each answers ARP for its own addresses alone."""
@@ -368,6 +331,16 @@ def _sysctls(ifname: str, addresses: Sequence[str], *, shared: bool) -> list[tup
         six = f"net/ipv6/conf/{ifname}"
         found += [(f"{six}/disable_ipv6", "0"), (f"{six}/ndisc_notify", "1"), (f"{six}/optimistic_dad", "1")]
     return found
+
+
+def _refuse_duplicates(ground: Ground, pci: PciAddress, addresses: Sequence[str]) -> None:
+    """Raises Busy with what was found. The next ADD gets another address from host-local: it goes round."""
+    netns, pod, netdev = ground.pod_side(pci)
+    wait_until(lambda: _has_carrier(pod, netdev.ifindex), _CARRIER_TIMEOUT_S)
+    holders = ground.kernel.find_holders(netns, netdev, addresses, _PROBE_TIMEOUT_S)
+    if holders:
+        found = ", ".join(f"{address} is in use by {mac}" for address, mac in holders.items())
+        raise Busy(f"ipam.probe: {found} on the network of VF {pci}")
 
 
 def _has_carrier(links: Links, ifindex: int) -> bool:

@@ -23,7 +23,14 @@ def parse_vf_options(top: Fields, mac: Mac | None = None) -> Asked:
         mtu=top.integer("mtu", 68, 65535),  # 68: the least that IPv4 works with (RFC 791)
         promisc=top.switch("promisc"),
         allmulti=top.switch("allmulti"),
+        probe=_parse_probe(top),
     )
+
+
+def _parse_probe(top: Fields) -> bool:
+    """`ipam.probe`, for any kind of IPAM: it is the VF that asks the wire."""
+    ipam = top.child("ipam")
+    return bool(ipam and ipam.boolean("probe"))
 
 
 def _parse_change(top: Fields, mac: Mac | None) -> VfChange:

@@ -76,6 +76,7 @@ class FakeKernel:
         self.namespaces: dict[int, list[FakeLink]] = {_HOST_INO: [_loopback()]}
         self.paths: dict[str, int] = {}
         self.sysctls: dict[tuple[int, str], str] = {}
+        self.neighbours: dict[str, Mac] = {}  # who has an address (CIDR) on the wire
         self.announced: list[tuple[str, str]] = []
         self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
@@ -224,6 +225,11 @@ class FakeKernel:
         of_link = parts[2:3] == ["conf"] and len(parts) == 5 and parts[3] not in ("all", "default")
         if not of_link or any(i.netdev.name == parts[3] for i in self.namespaces[number]):
             self.sysctls[number, name] = value
+
+    def find_holders(
+        self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str], timeout_s: float
+    ) -> dict[str, Mac]:
+        return {address: self.neighbours[address] for address in addresses if address in self.neighbours}
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         links = self.namespaces[self._enter(netns)]

@@ -263,6 +263,16 @@ class StubKubelet:
                 self._allocations.append(allocation)
         return allocation
 
+    def give(self, pod_namespace: str, pod_name: str, resource: str, device: str) -> None:
+        """Tell everybody who asks that this pod has the device, whoever else may have it. No plugin is asked:
+        for pods that name a device by themselves."""
+        given = Allocation(
+            pod_namespace, pod_name, "main", resource, (device,), pb.ContainerAllocateResponse()
+        )
+        with self._changed:
+            if not any(a.pod == given.pod and device in a.ids for a in self._allocations):
+                self._allocations.append(given)
+
     def _allocate(self, pod: tuple[str, str], container: str, resource: str, count: int) -> Allocation:
         with self._changed:
             taken = {i for one in self._allocations if one.resource == resource for i in one.ids}

@@ -22,6 +22,7 @@ from vf_manager.model import LinkState, VfChange, VlanProto
 
 VF = "0000:3b:02.1"
 RANGE = {"type": "host-local", "subnet": "10.0.0.0/24"}
+DEVICE_INFO = "/var/run/k8s.cni.cncf.io/devinfo/cni/x"
 
 
 def environment(command: str = "ADD", **changes: str | None) -> dict[str, str]:
@@ -165,7 +166,11 @@ def test_what_runtimes_add_is_taken() -> None:
         capabilities={"mac": True},
         prevResult={"cniVersion": "1.1.0"},
         ipMasq=False,
-        runtimeConfig={"portMappings": [], "CNIDeviceInfoFile": "/x", "infinibandGUID": ""},
+        runtimeConfig={
+            "portMappings": [],
+            "CNIDeviceInfoFile": DEVICE_INFO,
+            "infinibandGUID": "",
+        },
         args={"cni": {"labels": []}, "other.example": 1},
     )
     parse_call(environment(), config(**{"cni.dev/valid-attachments": []}))
@@ -298,6 +303,9 @@ def test_deep_nesting_is_an_error_not_a_crash(depth: int, opening: bytes, closin
         ("runtimeConfig.mac", {"runtimeConfig": {"mac": "x"}}),
         ("args.cni.mac", {"args": {"cni": {"mac": "x"}}}),
         ("runtimeConfig", {"runtimeConfig": []}),
+        ("runtimeConfig.CNIDeviceInfoFile", {"runtimeConfig": {"CNIDeviceInfoFile": "/etc/shadow"}}),
+        ("CNIDeviceInfoFile", {"CNIDeviceInfoFile": "/run/k8s.cni.cncf.io/devinfo/../../x"}),
+        ("ipam.probe", {"ipam": {"type": "host-local", "subnet": "10.0.0.0/24", "probe": "yes"}}),
         ("args", {"args": "x"}),
         ("args.cni", {"args": {"cni": 1}}),
         ("prevResult", {"prevResult": []}),

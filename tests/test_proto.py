@@ -10,31 +10,33 @@ import pytest
 
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.api import podresources_v1_pb2 as pod_pb
+from hw_tests.cri.api import cri_runtime_v1_pb2 as cri_pb
 
 ROOT = Path(__file__).parent.parent
-API = ROOT / "device_plugin/api"
 GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 
-def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
-    (tmp_path / "device_plugin").mkdir()
-    (tmp_path / "device_plugin/proto").symlink_to(ROOT / "device_plugin/proto")
+@pytest.mark.parametrize("home", ["device_plugin", "hw_tests/cri"])
+def test_generated_code_is_up_to_date(tmp_path: Path, home: str) -> None:
+    (tmp_path / home).mkdir(parents=True)
+    (tmp_path / home / "proto").symlink_to(ROOT / home / "proto")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", "@device_plugin/proto/protoc.args"],
+        [sys.executable, "-m", "grpc_tools.protoc", f"@{home}/proto/protoc.args"],
         cwd=tmp_path,
         env=environment,
         check=True,
     )
-    fresh = {path.name: path.read_bytes() for path in (tmp_path / "device_plugin/api").iterdir()}
-    kept = {path.name: path.read_bytes() for path in API.iterdir() if path.name.endswith(GENERATED)}
+    fresh = {path.name: path.read_bytes() for path in (tmp_path / home / "api").iterdir()}
+    kept = {path.name: path.read_bytes() for path in (ROOT / home / "api").glob("*_pb2*")}
+    kept = {name: content for name, content in kept.items() if name.endswith(GENERATED)}
     assert fresh == kept, "run `make proto` and commit what it changes"
 
 
-@pytest.mark.parametrize("module", [pb, pod_pb])
+@pytest.mark.parametrize("module", [pb, pod_pb, cri_pb])
 def test_handwritten_types_name_every_method(module: object) -> None:
     descriptor = module.DESCRIPTOR  # type: ignore[attr-defined]
-    stub = API / (Path(descriptor.name).stem + "_pb2_grpc.pyi")
+    stub = (ROOT / descriptor.name).with_name(Path(descriptor.name).stem + "_pb2_grpc.pyi")
     classes = {
         node.name: node for node in ast.walk(ast.parse(stub.read_text())) if isinstance(node, ast.ClassDef)
     }
@@ -84,10 +86,30 @@ def test_wire_format_of_pod_resources() -> None:
     assert pod.SerializeToString() == b"\x0a\x01p\x12\x01n\x1a\x0b\x0a\x01c\x12\x06\x0a\x01r\x12\x01d"
 
 
+def test_wire_format_of_a_pod_sandbox() -> None:
+    config = cri_pb.PodSandboxConfig(
+        metadata=cri_pb.PodSandboxMetadata(name="n", uid="u", namespace="s", attempt=1),
+        hostname="h",
+        log_directory="l",
+        dns_config=cri_pb.DnsConfig(servers=["d"]),
+        port_mappings=[cri_pb.PortMapping(protocol=cri_pb.UDP, container_port=1, host_port=2, host_ip="i")],
+        labels={"k": "v"},
+        annotations={"k": "v"},
+        linux=cri_pb.LinuxPodSandboxConfig(cgroup_parent="c"),
+    )
+    assert config.SerializeToString(deterministic=True) == (
+        b"\x0a\x0b\x0a\x01n\x12\x01u\x1a\x01s\x20\x01"
+        b"\x12\x01h\x1a\x01l\x22\x03\x0a\x01d"
+        b"\x2a\x09\x08\x01\x10\x01\x18\x02\x22\x01i"
+        b"\x32\x06\x0a\x01k\x12\x01v\x3a\x06\x0a\x01k\x12\x01v"
+        b"\x42\x03\x0a\x01c"
+    )
+
+
 def test_method_names() -> None:
     names = {
         f"{service.full_name}/{method}"
-        for module in (pb, pod_pb)
+        for module in (pb, pod_pb, cri_pb)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods_by_name
     }
@@ -101,4 +123,12 @@ def test_method_names() -> None:
         "v1.PodResourcesLister/List",
         "v1.PodResourcesLister/GetAllocatableResources",
         "v1.PodResourcesLister/Get",
+        "runtime.v1.RuntimeService/Version",
+        "runtime.v1.RuntimeService/Status",
+        "runtime.v1.RuntimeService/RunPodSandbox",
+        "runtime.v1.RuntimeService/StopPodSandbox",
+        "runtime.v1.RuntimeService/RemovePodSandbox",
+        "runtime.v1.RuntimeService/PodSandboxStatus",
+        "runtime.v1.RuntimeService/ListPodSandbox",
+        "runtime.v1.ImageService/ImageStatus",
     }

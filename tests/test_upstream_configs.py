@@ -185,8 +185,8 @@ def test_multus_gives_the_device() -> None:
         only = {"cniVersion": "0.3.1", "name": "sriov-net", "type": "sriov", key: VF}
         assert parse(only).conf.device_id == VF
     assert conf(runtimeConfig={"deviceID": VF}).device_id == VF
-    assert conf(runtimeConfig={"CNIDeviceInfoFile": "/var/run/x/devinfo/cni/f"}).device_id == VF
-    assert conf(CNIDeviceInfoFile="/var/run/x/devinfo/cni/f").device_id == VF
+    assert conf(runtimeConfig={"CNIDeviceInfoFile": "/var/run/k8s.cni.cncf.io/devinfo/cni/f"}).device_id == VF
+    assert conf(CNIDeviceInfoFile="/var/run/k8s.cni.cncf.io/devinfo/cni/f").device_id == VF
 
 
 def test_multus_names_the_pod() -> None:

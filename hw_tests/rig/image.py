@@ -32,14 +32,19 @@ from hw_tests.rig.host import (
 
 PACKAGES = (
     "busybox-static",
+    "containerd",
+    "containernetworking-plugins",
     "ethtool",
     "iproute2",
+    "iptables",
     "iputils-arping",
     "iputils-ping",
     "kmod",
     "nftables",
+    "podman",
     "procps",
     "python3",
+    "runc",
     "tcpdump",
     "udev",
 )
@@ -63,7 +68,17 @@ _PRUNED_MODULES = (
     "drivers/usb",
     "drivers/watchdog",
 )
-_PRUNED_ROOT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
+_PRUNED_ROOT = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    # Of containerd's programs, its own load generator and the shims of older runtimes.
+    "usr/bin/containerd-shim",
+    "usr/bin/containerd-shim-runc-v1",
+    "usr/bin/containerd-stress",
+)
 # What stands between the kernel's start and a mounted root disk.
 _BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 _IMAGES_KEPT = 2
@@ -256,7 +271,10 @@ def magic_number_script() -> str:
 
 def _finish_root(root: Path) -> None:
     for pruned in _PRUNED_ROOT:
-        shutil.rmtree(root / pruned, ignore_errors=True)
+        if (root / pruned).is_file():
+            (root / pruned).unlink()
+        else:
+            shutil.rmtree(root / pruned, ignore_errors=True)
     for mount_point in ("rig", "src", "env"):
         (root / mount_point).mkdir()
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")

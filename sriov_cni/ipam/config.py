@@ -18,8 +18,8 @@ from sriov_cni.spec import Dns, IpConfig, Route, parse_plugin_name
 from vf_manager.errors import InvalidInput
 
 _RANGE_KEYS = frozenset({"subnet", "rangeStart", "rangeEnd", "gateway"})
-_HOST_LOCAL_KEYS = _RANGE_KEYS | {"type", "ranges", "routes", "resolvConf", "dataDir"}
-_STATIC_KEYS = frozenset({"type", "addresses", "routes", "dns"})
+_HOST_LOCAL_KEYS = _RANGE_KEYS | {"type", "ranges", "routes", "resolvConf", "dataDir", "probe"}
+_STATIC_KEYS = frozenset({"type", "addresses", "routes", "dns", "probe"})
 _ROUTE_KEYS = frozenset({"dst", "gw", "mtu", "advmss", "priority", "table", "scope"})
 _DNS_KEYS = frozenset({"nameservers", "domain", "search", "options"})
 _U32 = 2**32 - 1

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from vf_manager.model import Netdev
 
-_ETH_P_ARP = 0x0806
-_ETH_P_IPV6 = 0x86DD
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+ETH_P_ARP = 0x0806
+ETH_P_IPV6 = 0x86DD
 _ALL_NODES = ipaddress.IPv6Address("ff02::1")
 
 
@@ -33,7 +34,7 @@ def send_announcements(netdev: Netdev, addresses: Sequence[str]) -> None:
 
 def gratuitous_arp(mac: bytes, address: ipaddress.IPv4Address) -> bytes:
     """An ARP request for the sender's own address, as an Ethernet frame (RFC 5227 section 3)."""
-    header = b"\xff" * 6 + mac + struct.pack("!H", _ETH_P_ARP)
+    header = b"\xff" * 6 + mac + struct.pack("!H", ETH_P_ARP)
     fixed = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
     return header + fixed + mac + address.packed + bytes(6) + address.packed
 
@@ -43,14 +44,15 @@ def unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> byt
     option = struct.pack("!BB", 2, 1) + mac  # target link-layer address
     flags = 0x20000000  # override
     body = struct.pack("!BBHI", 136, 0, 0, flags) + address.packed + option
-    checksum = _icmpv6_checksum(address, _ALL_NODES, body)
+    checksum = icmpv6_checksum(address, _ALL_NODES, body)
     body = body[:2] + struct.pack("!H", checksum) + body[4:]
     ip = struct.pack("!IHBB", 0x60000000, len(body), 58, 255) + address.packed + _ALL_NODES.packed
-    header = b"\x33\x33" + _ALL_NODES.packed[-4:] + mac + struct.pack("!H", _ETH_P_IPV6)
+    header = b"\x33\x33" + _ALL_NODES.packed[-4:] + mac + struct.pack("!H", ETH_P_IPV6)
     return header + ip + body
 
 
-def _icmpv6_checksum(source: ipaddress.IPv6Address, target: ipaddress.IPv6Address, body: bytes) -> int:
+def icmpv6_checksum(source: ipaddress.IPv6Address, target: ipaddress.IPv6Address, body: bytes) -> int:
+    """Of a message whose checksum field is zero, with its pseudo-header (RFC 4443 2.3, RFC 8200 8.1)."""
     data = source.packed + target.packed + struct.pack("!II", len(body), 58) + body
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

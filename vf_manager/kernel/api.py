@@ -176,3 +176,10 @@ class Kernel(Protocol):
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         """Tell the wire who has these addresses (CIDRs) now: gratuitous ARP, unsolicited neighbour
         advertisement (RFC 5227, RFC 4861 7.2.6)."""
+
+    def find_holders(
+        self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str], timeout_s: float
+    ) -> dict[str, Mac]:
+        """Those of the addresses (CIDRs) that somebody on the wire has, with the MAC of who said so, after
+        `timeout_s` at the latest. The interface is up and need not have an address (RFC 5227 2.1.1, RFC 4862
+        5.4)."""

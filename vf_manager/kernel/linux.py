@@ -10,9 +10,10 @@ from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
 from vf_manager.kernel.devlink import read_eswitch_modes
 from vf_manager.kernel.netns import Netns, own, write_sysctl
+from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
-from vf_manager.model import Netdev, PciAddress
+from vf_manager.model import Mac, Netdev, PciAddress
 
 
 class LinuxKernel:
@@ -62,3 +63,11 @@ class LinuxKernel:
             own(netns).run(lambda: send_announcements(netdev, addresses))
         except OSError as e:
             raise KernelError(f"announce addresses on {netdev.name}", e.errno or errno.EIO) from e
+
+    def find_holders(
+        self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str], timeout_s: float
+    ) -> dict[str, Mac]:
+        try:
+            return own(netns).run(lambda: find_holders(netdev, addresses, timeout_s))
+        except OSError as e:
+            raise KernelError(f"look for duplicate addresses on {netdev.name}", e.errno or errno.EIO) from e
