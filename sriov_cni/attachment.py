@@ -142,7 +142,7 @@ def _check(record: Attachment) -> None:
             raise InvalidInput("name", name, NAME_RULE)
     for ifname in (record.ifname, record.primary):
         parse_ifname(ifname)
-    for pci in (record.port.pci, record.port.pf):
+    for pci in filter(None, (record.port.pci, record.port.pf)):
         parse_pci_address(pci)
     if record.asked.mac is not None:
         parse_mac(record.asked.mac)
