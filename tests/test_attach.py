@@ -419,6 +419,35 @@ def _at_once(calls: Sequence[Callable[[], CniReply]]) -> list[CniReply]:
     return [reply for reply in replies if reply is not None]
 
 
+def test_addresses_that_are_in_use_on_the_wire(world: World, vf: PciAddress) -> None:
+    """Whoever has it keeps it; the repeated ADD gets the next one."""
+    world.kernel.neighbours["10.56.0.2/24"] = Mac("02:00:00:00:99:99")
+    conf = conf_of(vf, ipam=IPAM | {"probe": True}, vlan=100)
+    before, pod = world.state(), world.new_pod("a")
+    code, message = error_of(world.call("ADD", "c1", pod, conf))
+    assert code == 11
+    assert message.startswith("ipam.probe: 10.56.0.2/24 is in use by 02:00:00:00:99:99")
+    assert world.state().without(pod) == before
+    assert result_of(world.call("ADD", "c1", pod, conf))["ips"][0]["address"] == "10.56.0.3/24"
+    assert world.call("DEL", "c1", pod, conf).exit_code == 0
+    assert world.state().without(pod) == before
+
+
+def test_a_device_information_file(tmp_path: Path, vf: PciAddress) -> None:
+    """Written where there is none, and taken away again; another's is left alone by both."""
+    path = tmp_path / "cni" / "net1"
+    write_device_info(path, vf)
+    wanted = {"type": "pci", "version": "1.1.0", "pci": {"pci-address": vf}}
+    assert json.loads(path.read_text()) == wanted
+    remove_device_info(path, vf)
+    remove_device_info(path, vf)
+    assert not path.exists()
+    path.write_text("the device plugin's")
+    write_device_info(path, vf)
+    remove_device_info(path, vf)
+    assert path.read_text() == "the device plugin's"
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -452,32 +481,3 @@ def test_a_record_that_makes_no_sense_is_corrupt(
     code, message = error_of(world.call("DEL", "c1", pod, conf_of(vf)))
     assert (code, str(path) in message) == (5, True)
     assert world.state() == before
-
-
-def test_addresses_that_are_in_use_on_the_wire(world: World, vf: PciAddress) -> None:
-    """Whoever has it keeps it; the repeated ADD gets the next one."""
-    world.kernel.neighbours["10.56.0.2/24"] = Mac("02:00:00:00:99:99")
-    conf = conf_of(vf, ipam=IPAM | {"probe": True}, vlan=100)
-    before, pod = world.state(), world.new_pod("a")
-    code, message = error_of(world.call("ADD", "c1", pod, conf))
-    assert code == 11
-    assert message.startswith("ipam.probe: 10.56.0.2/24 is in use by 02:00:00:00:99:99")
-    assert world.state().without(pod) == before
-    assert result_of(world.call("ADD", "c1", pod, conf))["ips"][0]["address"] == "10.56.0.3/24"
-    assert world.call("DEL", "c1", pod, conf).exit_code == 0
-    assert world.state().without(pod) == before
-
-
-def test_a_device_information_file(tmp_path: Path, vf: PciAddress) -> None:
-    """Written where there is none, and taken away again; another's is left alone by both."""
-    path = tmp_path / "cni" / "net1"
-    write_device_info(path, vf)
-    wanted = {"type": "pci", "version": "1.1.0", "pci": {"pci-address": vf}}
-    assert json.loads(path.read_text()) == wanted
-    remove_device_info(path, vf)
-    remove_device_info(path, vf)
-    assert not path.exists()
-    path.write_text("the device plugin's")
-    write_device_info(path, vf)
-    remove_device_info(path, vf)
-    assert path.read_text() == "the device plugin's"
