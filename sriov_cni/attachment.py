@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from sriov_cni.device_info import parse_device_info_path
 from sriov_cni.environment import NAME, NAME_RULE, Pod
 from sriov_cni.ipam.config import DelegateConf, IpamConf
 from sriov_cni.spec import Dns, Result
@@ -146,6 +147,7 @@ def _check(record: Attachment) -> None:
         parse_pci_address(record.port.pf)
     if record.asked.mac is not None:
         parse_mac(record.asked.mac)
+    parse_device_info_path(record.asked.device_info, "device_info")
     netdev, attributes = record.original.netdev, record.original.attributes
     for mac in (netdev.mac if netdev else None, attributes.mac if attributes else None):
         if mac is not None and not _ANY_MAC.fullmatch(mac):

@@ -456,6 +456,7 @@ def test_a_device_information_file(tmp_path: Path, vf: PciAddress) -> None:
         (("primary",), "a/b"),
         (("network",), "../x"),
         (("asked", "mac"), "attached"),
+        (("asked", "device_info"), "/etc/passwd"),
         (("asked", "change", "vlan"), 2**32),
         (("original", "netdev", "mac"), "attached"),
         (("original", "netdev", "name"), ""),
