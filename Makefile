@@ -15,13 +15,17 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-rig ## the main job on an emulated SR-IOV NIC, told step by step
 	$(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 600 -- python3 -m hw_tests.demo
+
+bench: setup-rig ## how long ADD and DEL take; BENCH="--only native --rounds 50" for less
+	@.ci/host-setup netns
+	$(SUDO) $(PYTHON) -m hw_tests.bench $(BENCH)
 
 test: lint test-unit test-fuzz test-netns test-rig ## every tier
 

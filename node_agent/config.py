@@ -9,7 +9,7 @@ import msgspec
 from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
 from device_plugin.selectors import PfRule, Selector, parse_selector
 from node_agent.strict_yaml import YamlError, read_yaml
-from sriov_cni.limits import Limits, check_limits, refuse_beyond
+from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError, plain
 from vf_manager.model import Inventory, Pf
@@ -34,9 +34,12 @@ class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     driver: DriverKind = DriverKind.KERNEL
 
 
-class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """`without_pf`: of VFs that a hypervisor gave to this machine, whose PF it has not."""
+
     name: str
     select: Selector
+    without_pf: bool = False
     vfs: VfsConfig | None = None
     limits: Limits | None = None
 
@@ -51,7 +54,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""
-        return tuple(Pool(name=pool.name, select=pool.select) for pool in self.pools)
+        return tuple(
+            Pool(name=pool.name, select=pool.select, without_pf=pool.without_pf) for pool in self.pools
+        )
 
     def pool_networks(self) -> tuple[Network, ...]:
         """`networks`, typed. Raises InvalidInput."""
@@ -68,6 +73,8 @@ def parse_config(text: str) -> AgentConfig:
         config = msgspec.convert(read_yaml(text), AgentConfig)
         check_pools(config.resources(), config.resource_prefix)
         for i, pool in enumerate(config.pools):
+            if pool.without_pf:
+                _check_without_pf(pool, f"pools[{i}]")
             _check_vfs(pool, f"pools[{i}]")
             if pool.limits:
                 check_limits(pool.limits, f"pools[{i}].limits")
@@ -124,13 +131,27 @@ def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: st
 
 
 def _check_networks(config: AgentConfig) -> None:
+    pools = {pool.name: pool for pool in config.pools}
     for index, network in enumerate(config.pool_networks()):
-        for pool in network.pools:
-            if limits := config.limits().get(pool):
-                try:
-                    refuse_beyond(limits, network.asked, pool)
-                except Refused as e:
-                    raise ConfigError(f"networks[{index}].{e}") from e
+        for pool in (pools[name] for name in network.pools):
+            try:
+                if pool.limits:
+                    refuse_beyond(pool.limits, network.asked, pool.name)
+                if pool.without_pf:
+                    refuse_what_needs_a_pf(network.asked.change, f"each VF of pool {pool.name}")
+            except Refused as e:
+                raise ConfigError(f"networks[{index}].{e}") from e
+
+
+def _check_without_pf(pool: PoolConfig, key: str) -> None:
+    """Only a PF makes VFs, and only a PF holds one to a VLAN or a rate."""
+    beside = f"no such key beside {key}.withoutPf: it is for a PF, which this node has not"
+    if pool.vfs is not None:
+        raise InvalidInput(f"{key}.vfs", pool.vfs.count, beside)
+    limits = pool.limits or Limits()
+    for name, value in (("vlans", limits.vlans), ("maxTxRateMbps", limits.max_tx_rate_mbps)):
+        if value is not None:
+            raise InvalidInput(f"{key}.limits.{name}", value, beside)
 
 
 def _check_vfs(pool: PoolConfig, key: str) -> None:

@@ -142,8 +142,9 @@ def _check(record: Attachment) -> None:
             raise InvalidInput("name", name, NAME_RULE)
     for ifname in (record.ifname, record.primary):
         parse_ifname(ifname)
-    for pci in filter(None, (record.port.pci, record.port.pf)):
-        parse_pci_address(pci)
+    parse_pci_address(record.port.pci)
+    if record.port.pf is not None:
+        parse_pci_address(record.port.pf)
     if record.asked.mac is not None:
         parse_mac(record.asked.mac)
     parse_device_info_path(record.asked.device_info, "device_info")

@@ -36,8 +36,11 @@ class CniHandler:
         self._log = log
 
     def __call__(self, request: CniRequest) -> CniReply:
+        self._log.debug("call", command=request.env.get("CNI_COMMAND"))
         try:
-            return CniReply(0, self._serve(request))
+            stdout = self._serve(request)
+            self._log.debug("answer")
+            return CniReply(0, stdout)
         except SriovError as e:
             code, message = code_of(e), str(e)
         except OSError as e:

@@ -1,6 +1,8 @@
 """The agent's config file: what it says, and that every mistake in it is named with its place."""
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -66,6 +68,14 @@ def test_everything_that_can_be_said() -> None:
     )
 
 
+def test_a_pool_of_vfs_without_a_pf() -> None:
+    config = parse_config(
+        pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, limits: {mac: false, mtu: 1500}}")
+        + "\nnetworks: [{name: n, pools: [a], mtu: 1400}]"
+    )
+    assert [pool.without_pf for pool in config.resources()] == [True]
+
+
 def test_the_least_that_can_be_said() -> None:
     config = parse_config("pools: []")
     assert config == AgentConfig(pools=())
@@ -78,6 +88,14 @@ def test_the_least_that_can_be_said() -> None:
 def test_pools_as_the_device_plugin_takes_them() -> None:
     names = [(pool.name, pool.select.pf_names) for pool in parse_config(FULL).resources()]
     assert names == [("fast", ("ens0#0-3", "ens1")), ("rest", None)]
+
+
+def test_the_examples_of_the_readme() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    examples = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "pools:" in block]
+    assert len(examples) > 2
+    for example in examples:
+        assert parse_config(example).pools
 
 
 # -- what is wrong, and where
@@ -138,6 +156,32 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
             pools("{name: a, select: {pfNames: [a, b#2-1]}}"),
             "pools[0].select.pfNames[1]: 'b#2-1' is not valid;"
             " expected a range that goes up, 1-2 instead of 2-1",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {pfNames: [ens1]}}"),
+            "pools[0].select.pfNames: ['ens1'] is not valid; expected vendors, devices, drivers or"
+            " pciAddresses instead: with withoutPf, the PF is not on this node and has no name here",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {}}"),
+            "pools[0].select: {} is not valid; expected vendors, devices, drivers or pciAddresses:"
+            " with withoutPf, an empty one would take every NIC of the node",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, vfs: {count: 3}}"),
+            "pools[0].vfs: 3 is not valid; expected no such key beside pools[0].withoutPf:"
+            " it is for a PF, which this node has not",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, limits: {vlans: [3]}}"),
+            "pools[0].limits.vlans: (3,) is not valid; expected no such key beside pools[0].withoutPf:"
+            " it is for a PF, which this node has not",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}}")
+            + "\nnetworks: [{name: n, pools: [a], vlan: 5}]",
+            "networks[0].vlan: only a PF can set this, and each VF of pool a has its PF outside this node"
+            " (withoutPf); leave it out here and set it where the PF is",
         ),
         (
             pools("{name: a, select: {pfNames: []}}"),

@@ -50,12 +50,20 @@ def die(name: str) -> None:
 
 
 class Sweep:
-    """One node, one pod, one VF with altnames; `armed` hooks a point into every place that can fail."""
+    """One node, one pod, one VF with altnames; `restart` hooks a point into every place that can fail.
 
-    def __init__(self, root: Path) -> None:
+    `lone`: the VF is one without a PF.
+    """
+
+    def __init__(self, root: Path, *, lone: bool = False) -> None:
         self.world = World(root)
         self.vf: PciAddress = self.world.vfs(PF0)[2]
-        link = self.world.kernel.find("ens0v2")
+        self.options = OPTIONS
+        if lone:
+            self.vf = self.world.kernel.add_lone("0000:05:00.0", "ens5")
+            self.world.pooled.add(self.vf)
+            self.options = {key: OPTIONS[key] for key in ("mac", "mtu")}
+        link = self.world.kernel.find("ens5" if lone else "ens0v2")
         assert link is not None
         link.netdev = msgspec.structs.replace(link.netdev, altnames=("alt0", "alt1"))
         self.pod = self.world.new_pod("a")
@@ -66,11 +74,11 @@ class Sweep:
         self.world.start_agent(point or (lambda name: None))
 
     def call(self, command: str) -> int:
-        return self.world.call(command, "c1", self.pod, conf_of(self.vf, **OPTIONS)).exit_code
+        return self.world.call(command, "c1", self.pod, conf_of(self.vf, **self.options)).exit_code
 
 
-def count_points(root: Path, command: str) -> int:
-    sweep = Sweep(root)
+def count_points(root: Path, command: str, *, lone: bool = False) -> int:
+    sweep = Sweep(root, lone=lone)
     if command == "DEL":
         assert sweep.call("ADD") == 0
     point = Point(None, fail)
@@ -82,11 +90,14 @@ def count_points(root: Path, command: str) -> int:
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 @pytest.mark.parametrize("accident", [fail, die])
 @pytest.mark.parametrize("recovery", ["del", "recover", "add again"])
-def test_every_point(tmp_path: Path, command: str, accident: Callable[[str], None], recovery: str) -> None:
-    total = count_points(tmp_path / "count", command)
-    assert total > 20
+@pytest.mark.parametrize("lone", [False, True], ids=["", "lone"])
+def test_every_point(
+    tmp_path: Path, command: str, accident: Callable[[str], None], recovery: str, lone: bool
+) -> None:
+    total = count_points(tmp_path / "count", command, lone=lone)
+    assert total > 15
     for at in range(1, total + 1):
-        sweep = Sweep(tmp_path / str(at))
+        sweep = Sweep(tmp_path / str(at), lone=lone)
         if command == "DEL":
             assert sweep.call("ADD") == 0
         point = Point(at, accident)
@@ -101,7 +112,7 @@ def test_every_point(tmp_path: Path, command: str, accident: Callable[[str], Non
         if recovery != "del":
             sweep.world.attacher.recover()
         if recovery == "add again":
-            result_of(sweep.world.call("ADD", "c1", sweep.pod, conf_of(sweep.vf, **OPTIONS)))
+            result_of(sweep.world.call("ADD", "c1", sweep.pod, conf_of(sweep.vf, **sweep.options)))
         assert sweep.call("DEL") == 0, f"at {at}"
         assert sweep.world.state() == sweep.before, f"at {at}"
 
@@ -127,11 +138,12 @@ def test_every_pair_of_points_of_an_add_and_its_cleaning(
 
 
 @pytest.mark.parametrize("accident", [fail, die])
-def test_pod_vanishes_after_the_accident(tmp_path: Path, accident: Callable[[str], None]) -> None:
+@pytest.mark.parametrize("lone", [False, True], ids=["", "lone"])
+def test_pod_vanishes_after_the_accident(tmp_path: Path, accident: Callable[[str], None], lone: bool) -> None:
     """The namespace goes while half of an ADD is done: the kernel hands the VF back under its pod name."""
-    total = count_points(tmp_path / "count", "ADD")
+    total = count_points(tmp_path / "count", "ADD", lone=lone)
     for at in range(1, total + 1):
-        sweep = Sweep(tmp_path / str(at))
+        sweep = Sweep(tmp_path / str(at), lone=lone)
         sweep.restart(Point(at, accident))
         with contextlib.suppress(Died):
             sweep.call("ADD")

@@ -100,11 +100,15 @@ class Netdev(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class Vf(msgspec.Struct, frozen=True, kw_only=True):
     """One virtual function. `netdev` is None when no interface of it is in the host's network namespace:
-    it is in a pod, or the driver makes none (vfio-pci), or there is no driver."""
+    it is in a pod, or the driver makes none (vfio-pci), or there is no driver.
+
+    `pf_pci` None: its PF is not on this node. In a virtual machine that was given VFs each is a network
+    function like any other, and nothing tells it from a NIC that is none.
+    """
 
     pci: PciAddress
-    pf_pci: PciAddress
-    index: int
+    pf_pci: PciAddress | None = None
+    index: int = 0  # at its PF
     vendor: str  # "8086", four lower-case hex digits
     device: str  # "10ca"
     driver: str | None = None
@@ -112,6 +116,7 @@ class Vf(msgspec.Struct, frozen=True, kw_only=True):
     numa_node: int | None = None
     iommu_group: int | None = None
     attributes: VfAttributes | None = None  # None: the PF has no netdev or does not answer for its VFs
+    unusable: str | None = None  # without a PF: why it cannot be given to a pod
 
 
 class Pf(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,13 +142,15 @@ class Pf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
-    """All PFs and VFs of the node at one moment. `generation` grows by one at each change seen."""
+    """All PFs and VFs of the node at one moment. `generation` grows by one at each change seen. `lone`: what
+    may be VFs without a PF."""
 
     generation: int = 0
     pfs: tuple[Pf, ...] = ()
+    lone: tuple[Vf, ...] = ()
 
     def vfs(self) -> list[Vf]:
-        return [vf for pf in self.pfs for vf in pf.vfs]
+        return [*(vf for pf in self.pfs for vf in pf.vfs), *self.lone]
 
     def find_vf(self, pci: str) -> Vf | None:
         return next((vf for vf in self.vfs() if vf.pci == pci), None)

@@ -212,11 +212,20 @@ class Rtnl:
         return found
 
     def routes(self, ifindex: int) -> list[RouteSpec]:
-        found: list[RouteSpec] = []
+        messages = self._dump_routes(ifindex)
+        return [_route_spec(m) for m in messages if dict(m["attrs"]).get("RTA_OIF") == ifindex]
+
+    def has_default_route(self, ifindex: int) -> bool:
+        return any(m["dst_len"] == 0 for m in self._dump_routes(ifindex))
+
+    def _dump_routes(self, ifindex: int) -> list[Any]:
+        """The kernel picks them (net/ipv4/fib_frontend.c ip_valid_fib_dump_req): it knows the links of a
+        route with several hops or with a nexthop object. Without a `dump_filter` pyroute2 would ask for all
+        routes and look at RTA_OIF, which such a route has not."""
+        found: list[Any] = []
         for family in (socket.AF_INET, socket.AF_INET6):
             with _kernel_errors(f"list the routes of link {ifindex}"):
-                messages = self._request("route", "dump", family=family, oif=ifindex)
-            found += [_route_spec(m) for m in messages if dict(m["attrs"]).get("RTA_OIF") == ifindex]
+                found += self._request("route", "dump", dump_filter=_all, family=family, oif=ifindex)
         return found
 
 
@@ -246,6 +255,10 @@ def _route_spec(message: Any) -> RouteSpec:
         table=attrs.get("RTA_TABLE", message["table"]),
         scope=message["scope"],
     )
+
+
+def _all(_: Any) -> bool:
+    return True
 
 
 def _open_socket() -> int:
