@@ -56,6 +56,8 @@ setup-rig: setup
 	@$(SUDO) $(PYTHON) -m hw_tests.rig build
 
 $(VENV)/.ready: requirements-dev.txt
+	@# venv --clear empties what a link points to, and only then says that it takes no links
+	@[ ! -L $(VENV) ] || { echo "$(VENV) is a link and older than $<: bring what it points to up to date there" >&2; exit 1; }
 	@.ci/host-setup base
 	@.ci/step "virtual environment" bash -c '$(BASE_PYTHON) -m venv --clear $(VENV) && \
 	    $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt && \
