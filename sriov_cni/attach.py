@@ -269,7 +269,8 @@ class Attacher:
         change = wanted.asked.change
         now = read_vf(self.kernel, ground.host, wanted.device, with_attributes=not change.is_empty())
         if (reason := why_unusable(self.kernel, ground.host, now)) is not None:
-            raise Refused(f"deviceID: VF {now.pci} cannot be given to a pod: {reason}")
+            hint = "free it, or keep the VF out of the pool" if now.netdev else "keep it out of the pool"
+            raise Refused(f"deviceID: VF {now.pci} cannot be given to a pod: {reason}; {hint}")
         if now.pf_pci is None:
             refuse_what_needs_a_pf(change, f"VF {now.pci}")
         elif not change.is_empty() and now.attributes is None:

@@ -213,4 +213,4 @@ def test_a_vf_of_a_pf_that_the_host_needs_is_refused_too(world: World) -> None:
     code, message = error_of(world.call("ADD", "c1", pod, conf_of(vf)))
     assert (code, world.state()) == (7, before)
     expected = f"VF {vf} cannot be given to a pod: bond0 of the host stands on its interface ens0v2"
-    assert message == f"deviceID: {expected}"
+    assert message == f"deviceID: {expected}; free it, or keep the VF out of the pool"
