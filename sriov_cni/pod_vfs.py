@@ -73,7 +73,7 @@ class PodVfs:
                 raise Refused(f"deviceID: the kubelet gave VF {vf} to a pod, and this call names none")
             return
         if not self._has(container_id, pod, vf):
-            self._forget(container_id, pod)  # it may have got another device meanwhile
+            self._forget(container_id, pod)  # it may have got one meanwhile
             if not self._has(container_id, pod, vf):
                 who = f"pod {pod.namespace}/{pod.name}"
                 raise Refused(f"deviceID: the kubelet did not give VF {vf} to {who}")
