@@ -62,9 +62,9 @@ class PodVfs:
         )
 
     def refuse_foreign(self, container_id: str, pod: Pod | None, vf: PciAddress) -> None:
-        """Raises Refused if the kubelet gave the VF to another pod than this, or to none, whatever resource it
-        is to the kubelet: another device plugin may have advertised it. A call without a pod (no Kubernetes
-        behind it) may take what no pod has. On a node without a kubelet all is well."""
+        """Raises Refused if the kubelet gave the VF to another pod than this, or to none. The resource does
+        not matter: another device plugin may have advertised it. A call without a pod (no Kubernetes behind
+        it) may take what no pod has. On a node without a kubelet all is well."""
         if not self._kubelet.is_there():
             return
         if pod is None:
