@@ -5,13 +5,13 @@ import re
 from typing import Any
 
 import msgspec
-import yaml
 
 from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
 from device_plugin.selectors import PfRule, Selector, parse_selector
+from node_agent.strict_yaml import YamlError, read_yaml
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
-from vf_manager.errors import InvalidInput, Refused, SriovError, shorten
+from vf_manager.errors import InvalidInput, Refused, SriovError, plain
 from vf_manager.model import Inventory, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
@@ -70,8 +70,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def parse_config(text: str) -> AgentConfig:
     """Raises ConfigError."""
     try:
-        raw = yaml.load(text, Loader=_StrictLoader)
-        config = msgspec.convert(raw, AgentConfig)
+        config = msgspec.convert(read_yaml(text), AgentConfig)
         check_pools(config.resources(), config.resource_prefix)
         for i, pool in enumerate(config.pools):
             if pool.without_pf:
@@ -84,7 +83,7 @@ def parse_config(text: str) -> AgentConfig:
             raise InvalidInput(
                 "fallback", config.fallback, "the absolute path of a network configuration list"
             )
-    except yaml.YAMLError as e:
+    except YamlError as e:
         raise ConfigError(f"not valid YAML: {e}") from e
     except msgspec.ValidationError as e:
         raise ConfigError(_explain(str(e))) from e
@@ -173,32 +172,8 @@ def _explain(message: str) -> str:
     found = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
     problem, path = (found[1], found[2] or "") if found else (message, "")
     path = path.lstrip(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
-        return f"{f'{path}.' if path else ''}{unknown[1]}: unknown key"
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
+        return f"{plain(f'{path}.{unknown[1]}'.lstrip('.'))}: unknown key"
     # 8086 is a number to YAML, 0000:01:10.0 one to the base of 60
-    hint = (
-        "; put quotes around it" if re.search("Expected `str`, got `(int|float|bool|date)`", problem) else ""
-    )
+    hint = "; put quotes around it" if re.search("Expected `str`, got `(int|float|bool)`", problem) else ""
     return f"{path or 'the file'}: {problem[:1].lower()}{problem[1:]}{hint}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win in silence; here it is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"the key {shorten(key)} is not text; put quotes around it",
-                    key_node.start_mark,
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {shorten(key)} is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

@@ -19,6 +19,7 @@ from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
 from node_agent.config import ConfigError, parse_config
 from sriov_cni.ipam.engine import DATA_DIR
 from vf_manager.errors import SriovError
+from vf_manager.kernel.api import Kernel
 from vf_manager.kernel.linux import LinuxKernel
 
 CONFIG = Path("/etc/sriov-underlay/config.yaml")
@@ -30,7 +31,8 @@ def run() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], kernel: Kernel | None = None) -> int:
+    """`kernel`: the running one if not given."""
     options = _parse(argv)
     log = _logger(options.log_level)
     try:
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> int:
     try:
         agent = Agent(
             config,
-            LinuxKernel(),
+            kernel or LinuxKernel(),
             log,
             run_dir=options.run_dir,
             kubelet_dir=options.kubelet_dir,

@@ -20,10 +20,11 @@ def apply_steps(
 ) -> None:
     """In order; the first error ends it and comes out. Taking back what was done is the caller's."""
     for number, step in enumerate(steps):
-        log.debug("step", do=step.describe())
+        log.debug("step", do=step.describe(), kind=type(step).__name__)
         checkpoint(f"apply {number}")
         step.apply(ground)
         checkpoint(f"applied {number}")
+    log.debug("steps done")
 
 
 def undo_steps(
@@ -32,7 +33,7 @@ def undo_steps(
     """In reverse order, past errors: each step gets its chance. Returns what could not be undone."""
     failures: list[SriovError] = []
     for number, step in reversed(list(enumerate(steps))):
-        log.debug("step", undo=step.describe())
+        log.debug("step", undo=step.describe(), kind=type(step).__name__)
         checkpoint(f"undo {number}")
         try:
             step.undo(ground)
@@ -40,4 +41,5 @@ def undo_steps(
             log.warning("step could not be undone", undo=step.describe(), error=str(e))
             failures.append(e)
         checkpoint(f"undone {number}")
+    log.debug("steps done")
     return failures

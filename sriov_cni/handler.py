@@ -36,8 +36,11 @@ class CniHandler:
         self._log = log
 
     def __call__(self, request: CniRequest) -> CniReply:
+        self._log.debug("call", command=request.env.get("CNI_COMMAND"))
         try:
-            return CniReply(0, self._serve(request))
+            stdout = self._serve(request)
+            self._log.debug("answer")
+            return CniReply(0, stdout)
         except SriovError as e:
             code, message = code_of(e), str(e)
         except OSError as e:
@@ -72,7 +75,7 @@ class CniHandler:
             return msgspec.json.encode(self._fallback.add(call, call.runtime_config, netns_fd))
         pod = call.pod
         who = f"pod {pod.namespace}/{pod.name} requests no VF" if pod else "the call names no pod"
-        ways = "the PCI address of a VF, a pod that requests one, or `fallback` in the agent's config"
+        ways = "the PCI address of a VF, a pod that requests one, or a fallback in the agent's config"
         raise InvalidInput("deviceID", None, f"{ways} ({who})")
 
     def _delete(self, call: CniCall, netns_fd: int | None) -> None:

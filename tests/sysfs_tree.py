@@ -44,7 +44,7 @@ class SysfsTree:
             (folder / "net" / name).mkdir(parents=True)
         if iommu_group is not None:
             group = self.root / f"kernel/iommu_groups/{iommu_group}"
-            group.mkdir(parents=True)
+            group.mkdir(parents=True, exist_ok=True)
             link(folder / "iommu_group", group)
         return folder
 

@@ -1,6 +1,7 @@
 """The agent's config file: what it says, and that every mistake in it is named with its place."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
 PF0, PF1 = PciAddress("0000:01:00.0"), PciAddress("0000:02:00.0")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FULL = """
 resourcePrefix: example.org
 pools:
@@ -201,7 +203,7 @@ def test_a_mistake_is_named_with_its_path(text: str, said: str) -> None:
         (pools("{name: a, select: {pciAddresses: [0000:01:10.0]}}"), "pools[0].select.pciAddresses[0]"),
         (pools("{name: 5, select: {}}"), "pools[0].name"),
         (pools("{name: on, select: {}}"), "pools[0].name"),
-        ("pools: []\nresourcePrefix: 2024-01-01", "resourcePrefix"),
+        ("pools: []\nresourcePrefix: 20240101", "resourcePrefix"),
     ],
 )
 def test_what_yaml_takes_for_something_else_needs_quotes(text: str, path: str) -> None:
@@ -279,10 +281,31 @@ def test_a_key_that_is_no_word_is_refused(key: str) -> None:
         "\tpools: []",
         "!!python/object/apply:os.abort []",
         "a: b: c",
+        "pools: " + "[" * 2000,
+        "&a [*a]",
+        "a: &a [1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise(LETTERS)),
+        f"resourcePrefix: {'9' * 5000}",
+        '"\\ud800"',
+        '"\\U00200000"',
+        '"\\U80000000"',
+        "!!bool maybe",
+        "!!int ''",
+        "!!float x",
+        "!!binary x",
+        "!!set {a}",
+        "!!timestamp 2001-99-99",
     ],
 )
 def test_what_is_no_yaml(text: str) -> None:
     assert mistake(text).startswith("not valid YAML: ")
+
+
+def test_a_date_is_text() -> None:
+    assert parse_config("pools: []\nresourcePrefix: 2001-12-31").resource_prefix == "2001-12-31"
+
+
+def test_a_key_of_any_length_makes_a_short_message() -> None:
+    assert len(mistake(f"pools: []\n? {'x' * 5000}\n: 1\n")) < 200
 
 
 @given(st.text())

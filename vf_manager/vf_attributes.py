@@ -11,7 +11,7 @@ import msgspec
 from vf_manager.discovery import host_link, pf_link
 from vf_manager.errors import KernelError, NotFound, Refused
 from vf_manager.kernel.api import Kernel, LinkChange, LinkInfo, Links
-from vf_manager.model import ZERO_MAC, Mac, PciAddress, VfAttributes, VfChange
+from vf_manager.model import U32, ZERO_MAC, Mac, PciAddress, VfAttributes, VfChange
 from vf_manager.quirks import quirk_of
 
 # The order in which rtnetlink.c do_setvfinfo takes the attributes of a message; it stops at the first error.
@@ -36,7 +36,7 @@ class VfPort(msgspec.Struct, frozen=True, kw_only=True):
 
     pci: PciAddress
     pf: PciAddress | None = None
-    index: int = 0
+    index: U32 = 0
 
 
 def set_vf_attributes(kernel: Kernel, host: Links, port: VfPort, wanted: VfChange) -> None:
