@@ -19,6 +19,7 @@ _REQUEST, _MULTI, _ACK, _DUMP_INTR, _DUMP = 0x1, 0x2, 0x4, 0x10, 0x300
 _CAPPED, _ACK_TLVS = 0x100, 0x200
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 270, 10, 11, 12
+_MSG_TRUNC = int(socket.MSG_TRUNC)  # a flag of `socket` is an enum, slow to compute with
 _BUFFER = 128 * 1024  # a link with its VFs is one message, and its list of VFs one attribute: 64 KiB at most
 _DUMP_ATTEMPTS = 8
 
@@ -98,7 +99,7 @@ class Netlink:
 
     def _receive(self) -> bytes:
         data, _, flags, sender = self._socket.recvmsg(_BUFFER)
-        if flags & socket.MSG_TRUNC:
+        if flags & _MSG_TRUNC:
             raise NetlinkRefusal(errno.EMSGSIZE, f"the answer is longer than {_BUFFER} bytes")
         return data if sender[0] == 0 else b""  # only the kernel has port 0
 

@@ -14,6 +14,8 @@ from vf_manager.errors import KernelError
 from vf_manager.kernel.api import PciFunction
 from vf_manager.model import PciAddress
 
+_ATTRIBUTE_MAX = 4096  # Documentation/filesystems/sysfs.rst: a page
+
 
 class Sysfs:
     """PCI functions under one sysfs mount. Reads never raise for a function that is going away: they
@@ -40,6 +42,8 @@ class Sysfs:
         numa = self._number(pci, "numa_node")
         group = self._link(pci, "iommu_group")
         physfn = self._link(pci, "physfn")
+        total = 0 if physfn else self._number(pci, "sriov_totalvfs") or 0  # a VF has no VFs
+        count = self._number(pci, "sriov_numvfs") or 0 if total else 0
         return PciFunction(
             pci=PciAddress(pci),
             vendor=vendor.removeprefix("0x"),
@@ -49,14 +53,14 @@ class Sysfs:
             iommu_group=int(group) if group and group.isdigit() else None,
             netdev_names=tuple(self._names(pci, "net")),
             physfn=PciAddress(physfn) if physfn else None,
-            total_vfs=self._number(pci, "sriov_totalvfs") or 0,
-            num_vfs=self._number(pci, "sriov_numvfs") or 0,
-            autoprobe=self._number(pci, "sriov_drivers_autoprobe") != 0,
-            virtfns=self._virtfns(pci),
+            total_vfs=total,
+            num_vfs=count,
+            autoprobe=not total or self._number(pci, "sriov_drivers_autoprobe") != 0,
+            virtfns=self._virtfns(pci, count),
         )
 
     def ifindex(self, name: str) -> int | None:
-        text = _read(self._net / name / "ifindex")
+        text = _read(f"{self._net}/{name}/ifindex")
         return int(text) if text else None
 
     def set_num_vfs(self, pf: PciAddress, count: int) -> None:
@@ -87,16 +91,16 @@ class Sysfs:
                 f"is the module loaded? the function is now bound to {bound or 'no driver'}",
             )
 
-    def _virtfns(self, pci: str) -> tuple[tuple[int, PciAddress], ...]:
+    def _virtfns(self, pci: str, count: int) -> tuple[tuple[int, PciAddress], ...]:
         found = []
-        for index in range(self._number(pci, "sriov_numvfs") or 0):
+        for index in range(count):
             target = self._link(pci, f"virtfn{index}")
             if target:
                 found.append((index, PciAddress(target)))
         return tuple(found)
 
     def _text(self, pci: str, name: str) -> str | None:
-        return _read(self._devices / pci / name)
+        return _read(f"{self._devices}/{pci}/{name}")
 
     def _number(self, pci: str, name: str) -> int | None:
         text = self._text(pci, name)
@@ -107,13 +111,13 @@ class Sysfs:
 
     def _link(self, pci: str, name: str) -> str | None:
         try:
-            return Path(os.readlink(self._devices / pci / name)).name
+            return os.readlink(f"{self._devices}/{pci}/{name}").rpartition("/")[2]
         except OSError:
             return None
 
     def _names(self, pci: str, name: str) -> list[str]:
         try:
-            return sorted(os.listdir(self._devices / pci / name))
+            return sorted(os.listdir(f"{self._devices}/{pci}/{name}"))
         except OSError:
             return []
 
@@ -129,12 +133,21 @@ class Sysfs:
                 os.close(fd)
 
 
-def _read(path: Path) -> str | None:
-    """A sysfs attribute without its newline; None where it is absent, unreadable or its device is going."""
+def _read(path: str) -> str | None:
+    """A sysfs attribute without its newline; None where it is absent, unreadable or its device is going.
+
+    Plain system calls: a dozen of these are read at each look at a VF, and each ADD and DEL takes several.
+    """
     try:
-        return path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, _ATTRIBUTE_MAX).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
+    finally:
+        os.close(fd)
 
 
 @contextmanager
