@@ -25,12 +25,18 @@ class Ground:
     pod: Links | None = None
     ipam: Ipam | None = None
     addresses: IpamResult = field(default_factory=IpamResult)
+    _index_in_pod: int = 0  # where the VF was seen last: by it, one link is read instead of all
 
     def in_host(self, pci: PciAddress) -> Netdev | None:
         return host_link(self.kernel, self.host, pci)
 
     def in_pod(self, pci: PciAddress) -> Netdev | None:
-        return find_link(self.pod, pci) if self.pod else None
+        if self.pod is None:
+            return None
+        seen = self.pod.read(ifindex=self._index_in_pod) if self._index_in_pod else None
+        found = seen.netdev if seen and seen.parent == pci else find_link(self.pod, pci)
+        self._index_in_pod = found.ifindex if found else 0
+        return found
 
     def pod_side(self, pci: PciAddress) -> tuple[NetnsHandle, Links, Netdev]:
         """For steps that act on the VF in the pod. Raises NotFound if it is not there."""

@@ -62,7 +62,8 @@ class RecordStore(Generic[T]):
         self._sync()
 
     def list_keys(self) -> list[str]:
-        return sorted(p.name.removesuffix(_SUFFIX) for p in self._directory.glob(f"[!.]*{_SUFFIX}"))
+        names = (n for n in os.listdir(self._directory) if n.endswith(_SUFFIX) and not n.startswith("."))
+        return sorted(name.removesuffix(_SUFFIX) for name in names)
 
     def _path(self, key: str) -> Path:
         if not key or "/" in key or key.startswith(".") or "\0" in key:

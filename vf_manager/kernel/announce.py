@@ -17,10 +17,15 @@ ETH_P_IPV6 = 0x86DD
 _ALL_NODES = ipaddress.IPv6Address("ff02::1")
 
 
-def send_announcements(netdev: Netdev, addresses: Sequence[str]) -> None:
-    """One frame per address (CIDRs). Raises OSError, e.g. ENETDOWN."""
+def send_announcements(netdev: Netdev, addresses: Sequence[str]) -> socket.socket:
+    """One frame per address (CIDRs). Raises OSError, e.g. ENETDOWN.
+
+    Returns the socket: to close it takes a grace period of the kernel's, 10 ms and more (af_packet.c
+    packet_release), which nobody has to wait for.
+    """
     mac = bytes.fromhex(netdev.mac.replace(":", ""))
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as raw:
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    try:
         raw.bind((netdev.name, 0))
         for text in addresses:
             address = ipaddress.ip_interface(text).ip
@@ -30,6 +35,10 @@ def send_announcements(netdev: Netdev, addresses: Sequence[str]) -> None:
                 else unsolicited_advertisement(mac, address)
             )
             raw.send(frame)
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 def gratuitous_arp(mac: bytes, address: ipaddress.IPv4Address) -> bytes:

@@ -4,11 +4,11 @@ A namespace is identified by (device, inode) of its nsfs file (man 7 namespaces)
 that are thrown away, and its netlink sockets stay bound to it for as long as they are open.
 """
 
+import _thread
 import ctypes
 import errno
 import fcntl
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -66,10 +66,15 @@ class Netns:
                 result.append(function())
             except BaseException as e:  # noqa: BLE001 - handed to the caller's thread whole
                 failure.append(e)
+            finally:
+                done.release()
 
-        thread = threading.Thread(target=inside, name="netns", daemon=True)
-        thread.start()
-        thread.join()
+        done = _thread.allocate_lock()
+        done.acquire()
+        _thread.start_new_thread(
+            inside, ()
+        )  # not threading.Thread, which waits for the start besides the end
+        done.acquire()
         if failure:
             raise failure[0]
         return result[0]

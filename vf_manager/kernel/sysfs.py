@@ -17,6 +17,8 @@ from vf_manager.model import IfName, PciAddress
 
 _NETWORK_CLASS = "0x02"  # PCI_BASE_CLASS_NETWORK
 
+_ATTRIBUTE_MAX = 4096  # Documentation/filesystems/sysfs.rst: a page
+
 
 class Sysfs:
     """PCI functions under one sysfs mount. Reads never raise for a function that is going away: they
@@ -43,6 +45,8 @@ class Sysfs:
         numa = self._number(pci, "numa_node")
         group = self._link(pci, "iommu_group")
         physfn = self._link(pci, "physfn")
+        total = 0 if physfn else self._number(pci, "sriov_totalvfs") or 0  # a VF has no VFs
+        count = self._number(pci, "sriov_numvfs") or 0 if total else 0
         return PciFunction(
             pci=PciAddress(pci),
             vendor=vendor.removeprefix("0x"),
@@ -50,22 +54,22 @@ class Sysfs:
             driver=self._link(pci, "driver"),
             numa_node=numa if numa is not None and numa >= 0 else None,
             iommu_group=int(group) if group and group.isdigit() else None,
-            netdev_names=tuple(_list(self._devices / pci / "net")),
+            netdev_names=tuple(_list(f"{self._devices}/{pci}/net")),
             physfn=PciAddress(physfn) if physfn else None,
-            total_vfs=self._number(pci, "sriov_totalvfs") or 0,
-            num_vfs=self._number(pci, "sriov_numvfs") or 0,
-            autoprobe=self._number(pci, "sriov_drivers_autoprobe") != 0,
-            virtfns=self._virtfns(pci),
+            total_vfs=total,
+            num_vfs=count,
+            autoprobe=not total or self._number(pci, "sriov_drivers_autoprobe") != 0,
+            virtfns=self._virtfns(pci, count),
             lone=physfn is None and self._is_lone(pci),
         )
 
     def uppers(self, name: IfName) -> tuple[str, ...]:
         """The interfaces that stand on this one; none for an interface that is not there."""
-        entries = _list(self._net / name)
+        entries = _list(f"{self._net}/{name}")
         return tuple(e.removeprefix("upper_") for e in entries if e.startswith("upper_"))
 
     def ifindex(self, name: str) -> int | None:
-        text = _read(self._net / name / "ifindex")
+        text = _read(f"{self._net}/{name}/ifindex")
         return int(text) if text else None
 
     def set_num_vfs(self, pf: PciAddress, count: int) -> None:
@@ -97,7 +101,7 @@ class Sysfs:
             )
 
     def _addresses(self) -> list[PciAddress]:
-        return [PciAddress(name) for name in _list(self._devices)]
+        return [PciAddress(name) for name in _list(str(self._devices))]
 
     def _is_lone(self, pci: str) -> bool:
         """A function whose driver wants no VFs has the capability all the same: 0 of them."""
@@ -108,16 +112,16 @@ class Sysfs:
             and not os.path.lexists(folder / "sriov_totalvfs")
         )
 
-    def _virtfns(self, pci: str) -> tuple[tuple[int, PciAddress], ...]:
+    def _virtfns(self, pci: str, count: int) -> tuple[tuple[int, PciAddress], ...]:
         found = []
-        for index in range(self._number(pci, "sriov_numvfs") or 0):
+        for index in range(count):
             target = self._link(pci, f"virtfn{index}")
             if target:
                 found.append((index, PciAddress(target)))
         return tuple(found)
 
     def _text(self, pci: str, name: str) -> str | None:
-        return _read(self._devices / pci / name)
+        return _read(f"{self._devices}/{pci}/{name}")
 
     def _number(self, pci: str, name: str) -> int | None:
         text = self._text(pci, name)
@@ -128,7 +132,7 @@ class Sysfs:
 
     def _link(self, pci: str, name: str) -> str | None:
         try:
-            return Path(os.readlink(self._devices / pci / name)).name
+            return os.readlink(f"{self._devices}/{pci}/{name}").rpartition("/")[2]
         except OSError:
             return None
 
@@ -144,15 +148,24 @@ class Sysfs:
                 os.close(fd)
 
 
-def _read(path: Path) -> str | None:
-    """A sysfs attribute without its newline; None where it is absent, unreadable or its device is going."""
+def _read(path: str) -> str | None:
+    """A sysfs attribute without its newline; None where it is absent, unreadable or its device is going.
+
+    Plain system calls: a dozen of these are read at each look at a VF, and each ADD and DEL takes several.
+    """
     try:
-        return path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, _ATTRIBUTE_MAX).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
+    finally:
+        os.close(fd)
 
 
-def _list(folder: Path) -> list[str]:
+def _list(folder: str) -> list[str]:
     """The names in a folder, in order; none where it is absent."""
     try:
         return sorted(os.listdir(folder))

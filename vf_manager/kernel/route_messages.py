@@ -1,0 +1,155 @@
+"""Pure: rtnetlink messages about addresses, routes and policy rules, packed and read.
+
+Sources: include/uapi/linux/if_addr.h, rtnetlink.h, fib_rules.h; man 7 rtnetlink.
+"""
+
+import ipaddress
+import socket
+import struct
+
+from vf_manager.kernel import attributes
+from vf_manager.kernel.api import RouteSpec, RuleSpec
+
+NEWADDR, GETADDR, NEWROUTE, GETROUTE, NEWRULE, DELRULE, GETRULE = 20, 22, 24, 26, 32, 33, 34
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+_IFADDR = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_RULE = struct.Struct(
+    "=BBBBBxxBI"
+)  # struct fib_rule_hdr: family, dst_len, src_len, tos, table, action, flags
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_F_OPTIMISTIC = 0x04
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 8, 15, 18
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
+_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE = 2, 6, 15
+_RTN_UNICAST, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 1, 4, 0, 253
+_RT_TABLE_MAIN, _RT_TABLE_COMPAT = 254, 252
+_FR_ACT_TO_TBL = 1
+
+
+def pack_address(ifindex: int, address: str) -> bytes:
+    """For NEWADDR. `address`: CIDR. An IPv6 address is optimistic (RFC 4429) where the interface's sysctl
+    optimistic_dad allows it: usable at once, duplicates still detected."""
+    interface = ipaddress.ip_interface(address)
+    prefix, packed = interface.network.prefixlen, interface.ip.packed
+    flags = _IFA_F_OPTIMISTIC if interface.version == 6 else 0
+    body = _IFADDR.pack(_family(interface.version), prefix, flags, 0, ifindex)
+    body += attributes.pack(_IFA_LOCAL, packed) + attributes.pack(_IFA_ADDRESS, packed)
+    if interface.version == 4 and prefix < 31:
+        body += attributes.pack(_IFA_BROADCAST, interface.network.broadcast_address.packed)
+    return body
+
+
+def pack_address_query() -> bytes:
+    """For GETADDR: of all links. Asked for one that is not there, the kernel would answer ENODEV."""
+    return _IFADDR.pack(0, 0, 0, 0, 0)
+
+
+def read_address(message: bytes) -> tuple[int, str]:
+    """(ifindex, CIDR)."""
+    family, prefix, _, _, ifindex = _IFADDR.unpack_from(message)
+    found = attributes.read(message, _IFADDR.size)
+    return ifindex, f"{socket.inet_ntop(family, found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])}/{prefix}"
+
+
+def pack_route(ifindex: int, route: RouteSpec) -> bytes:
+    """For NEWROUTE."""
+    network = ipaddress.ip_network(route.dst, strict=False)
+    default = _RT_SCOPE_LINK if network.version == 4 and route.gateway is None else _RT_SCOPE_UNIVERSE
+    scope = default if route.scope is None else route.scope
+    table = _RT_TABLE_MAIN if route.table is None else route.table
+    short = table if table < 256 else _RT_TABLE_COMPAT
+    family = _family(network.version)
+    head = (family, network.prefixlen, 0, 0, short, _RTPROT_STATIC, scope, _RTN_UNICAST, 0)
+    body = _RTMSG.pack(*head) + attributes.pack(_RTA_DST, network.network_address.packed)
+    body += attributes.pack_u32(_RTA_OIF, ifindex) + attributes.pack_u32(_RTA_TABLE, table)
+    if route.gateway is not None:
+        body += _gateway(network.version, route.gateway)
+    if metrics := _metrics(route):
+        body += attributes.pack(_RTA_METRICS, metrics)
+    if route.priority is not None:
+        body += attributes.pack_u32(_RTA_PRIORITY, route.priority)
+    return body
+
+
+def pack_route_query(family: int, ifindex: int) -> bytes:
+    """For GETROUTE: the routes of one link."""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attributes.pack_u32(_RTA_OIF, ifindex)
+
+
+def read_route(message: bytes) -> tuple[int | None, RouteSpec]:
+    """(ifindex, route); no ifindex: the route has several hops, or none."""
+    family, prefix, _, _, table, _, scope, _, _ = _RTMSG.unpack_from(message)
+    found = attributes.read(message, _RTMSG.size)
+    dst = socket.inet_ntop(family, found[_RTA_DST]) if _RTA_DST in found else _any(family)
+    metrics = attributes.read(found.get(_RTA_METRICS, b""))
+    return _number(found.get(_RTA_OIF)), RouteSpec(
+        dst=f"{dst}/{prefix}",
+        gateway=_read_gateway(family, found),
+        mtu=_number(metrics.get(_RTAX_MTU)),
+        advmss=_number(metrics.get(_RTAX_ADVMSS)),
+        priority=_number(found.get(_RTA_PRIORITY)),
+        table=attributes.u32(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
+        scope=scope,
+    )
+
+
+def pack_rule(rule: RuleSpec) -> bytes:
+    """For NEWRULE and DELRULE."""
+    network = ipaddress.ip_network(rule.source)
+    short = rule.table if rule.table < 256 else 0
+    body = _RULE.pack(_family(network.version), 0, network.prefixlen, 0, short, _FR_ACT_TO_TBL, 0)
+    body += attributes.pack(_FRA_SRC, network.network_address.packed)
+    body += attributes.pack_u32(_FRA_PRIORITY, rule.priority)
+    return body + attributes.pack_u32(_FRA_TABLE, rule.table)
+
+
+def pack_rule_query(family: int) -> bytes:
+    """For GETRULE."""
+    return _RULE.pack(family, 0, 0, 0, 0, 0, 0)
+
+
+def read_rule(message: bytes) -> RuleSpec | None:
+    """None: it has no source, or leads to no table."""
+    family, _, prefix, _, table, action, _ = _RULE.unpack_from(message)
+    found = attributes.read(message, _RULE.size)
+    if _FRA_SRC not in found or action != _FR_ACT_TO_TBL:
+        return None
+    return RuleSpec(
+        source=f"{socket.inet_ntop(family, found[_FRA_SRC])}/{prefix}",
+        table=attributes.u32(found[_FRA_TABLE]) if _FRA_TABLE in found else table,
+        priority=attributes.u32(found[_FRA_PRIORITY]),
+    )
+
+
+def _gateway(version: int, gateway: str) -> bytes:
+    """One of the other family is said with its family (RFC 5549)."""
+    address = ipaddress.ip_address(gateway)
+    if address.version == version:
+        return attributes.pack(_RTA_GATEWAY, address.packed)
+    return attributes.pack(_RTA_VIA, struct.pack("=H", _family(address.version)) + address.packed)
+
+
+def _read_gateway(family: int, found: attributes.Attributes) -> str | None:
+    if _RTA_GATEWAY in found:
+        return socket.inet_ntop(family, found[_RTA_GATEWAY])
+    via = found.get(_RTA_VIA)
+    return socket.inet_ntop(attributes.u16(via), via[2:]) if via else None
+
+
+def _metrics(route: RouteSpec) -> bytes:
+    pairs = ((_RTAX_MTU, route.mtu), (_RTAX_ADVMSS, route.advmss))
+    return b"".join(attributes.pack_u32(kind, value) for kind, value in pairs if value is not None)
+
+
+def _number(value: bytes | None) -> int | None:
+    return attributes.u32(value) if value is not None else None
+
+
+def _any(family: int) -> str:
+    return "0.0.0.0" if family == socket.AF_INET else "::"
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6
