@@ -149,9 +149,10 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
     if pool.vfs is not None:
         raise InvalidInput(f"{key}.vfs", pool.vfs.count, beside)
     limits = pool.limits or Limits()
-    for name, value in (("vlans", limits.vlans), ("maxTxRateMbps", limits.max_tx_rate_mbps)):
-        if value is not None:
-            raise InvalidInput(f"{key}.limits.{name}", value, beside)
+    if limits.vlans is not None:
+        raise InvalidInput(f"{key}.limits.vlans", list(limits.vlans), beside)
+    if limits.max_tx_rate_mbps is not None:
+        raise InvalidInput(f"{key}.limits.maxTxRateMbps", limits.max_tx_rate_mbps, beside)
 
 
 def _check_vfs(pool: PoolConfig, key: str) -> None:

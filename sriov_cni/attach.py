@@ -339,9 +339,17 @@ def _replayed(record: Attachment, vf: PciAddress, sandbox: NetnsHandle, ground: 
         raise Refused(
             f"CNI_IFNAME: {record.ifname!r} of this container is VF {record.port.pci} already, not {vf}"
         )
-    there = ground.in_pod(vf)
-    same_pod = record.sandbox.id == sandbox.id and there is not None and there.name == record.ifname
-    return record.result if record.state is State.ATTACHED and same_pod else None
+    stands = record.state is State.ATTACHED and record.sandbox.id == sandbox.id
+    return record.result if stands and _is_there(record, ground) else None
+
+
+def _is_there(record: Attachment, ground: Ground) -> bool:
+    """Its interface in the pod, or the driver that makes none."""
+    if record.original.netdev is None:
+        function = ground.kernel.read_function(record.port.pci)
+        return function is not None and function.driver == record.original.driver
+    there = ground.in_pod(record.port.pci)
+    return there is not None and there.name == record.ifname
 
 
 def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:

@@ -189,11 +189,26 @@ def test_a_vf_of_a_userspace_driver(world: World, vf: PciAddress) -> None:
     assert [ip["address"] for ip in result["ips"]] == ["10.56.0.2/24", "fd00:56::2/64"]
     now = attributes(world, vf)
     assert (now.vlan, now.trust, now.mac) == (100, True, "02:00:00:00:aa:01")
+    again = world.call("ADD", "c1", pod, conf_of(vf, **options))
+    assert result_of(again) == result  # an application may be at work with these addresses
     check = conf_of(vf, **options) | {"prevResult": result}
     assert world.call("CHECK", "c1", pod, check) == CniReply(0, b"")
     world.start_agent()
     assert world.call("DEL", "c1", pod, conf_of(vf)).exit_code == 0
     assert world.state() == before
+
+
+def test_a_vf_that_lost_its_userspace_driver_is_attached_anew(world: World, vf: PciAddress) -> None:
+    world.kernel.bind_driver(vf, "vfio-pci")
+    pod = world.new_pod("a")
+    before = world.leases()
+    result_of(world.call("ADD", "c1", pod, conf_of(vf, vlan=100)))
+    world.kernel.bind_driver(vf, None)
+    result = result_of(world.call("ADD", "c1", pod, conf_of(vf, vlan=100)))
+    assert result["interfaces"][0]["mtu"] == 1500
+    assert world.kernel.find("net1", pod) is not None
+    assert world.call("DEL", "c1", pod, conf_of(vf)).exit_code == 0
+    assert world.leases() == before
 
 
 def test_an_exhausted_range_leaves_nothing(world: World) -> None:
