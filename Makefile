@@ -15,7 +15,7 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ bench: setup-rig ## how long ADD and DEL take; BENCH="--only native --rounds 50"
 	@.ci/host-setup netns
 	$(SUDO) $(PYTHON) -m hw_tests.bench $(BENCH)
 
-test: lint test-unit test-netns test-rig ## every tier
+test: lint test-unit test-fuzz test-netns test-rig ## every tier
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@.ci/step "ruff" $(VENV)/bin/ruff check .
@@ -36,7 +36,10 @@ lint: setup ## ruff, mypy --strict, import contracts
 	@.ci/step "import contracts" $(VENV)/bin/lint-imports --no-logo
 
 test-unit: setup ## what needs neither root nor a NIC
-	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns -q
+	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns --ignore tests/fuzz -q
+
+test-fuzz: setup ## 90 s of input that is almost right, or FUZZ_SECONDS of it
+	@.ci/step "fuzzing" $(PYTHON) -m pytest tests/fuzz -q
 
 test-netns: setup ## the running kernel's network namespaces, with veth pairs; needs root
 	@.ci/host-setup netns
@@ -53,6 +56,8 @@ setup-rig: setup
 	@$(SUDO) $(PYTHON) -m hw_tests.rig build
 
 $(VENV)/.ready: requirements-dev.txt
+	@# venv --clear empties what a link points to, and only then says that it takes no links
+	@[ ! -L $(VENV) ] || { echo "$(VENV) is a link and older than $<: bring what it points to up to date there" >&2; exit 1; }
 	@.ci/host-setup base
 	@.ci/step "virtual environment" bash -c '$(BASE_PYTHON) -m venv --clear $(VENV) && \
 	    $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt && \

@@ -18,10 +18,11 @@ _MAX_PREFIX = 253 - len("requests.")  # a quota names the resource `requests.<pr
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """VFs that are advertised as one resource."""
+    """VFs that are advertised as one resource. `without_pf`: of those alone whose PF is not on this node."""
 
     name: str
     select: Selector
+    without_pf: bool = False
 
 
 def parse_pool_name(value: str, key: str = "name") -> str:
@@ -63,23 +64,54 @@ def check_pools(pools: Sequence[Pool], prefix: str, key: str = "pools") -> None:
                 f" both become {env_name(prefix, pool.name)} in a container",
             )
         parse_selector(pool.select, f"{key}[{i}].select")
+        if pool.without_pf:
+            _check_without_pf(pool.select, f"{key}[{i}].select")
+
+
+def _check_without_pf(select: Selector, key: str) -> None:
+    """Nothing but the selector tells such a VF from any other NIC of the node."""
+    others = "vendors, devices, drivers or pciAddresses"
+    if select.pf_names is not None:
+        raise InvalidInput(
+            f"{key}.pfNames",
+            list(select.pf_names),
+            f"{others} instead: with withoutPf, the PF is not on this node and has no name here",
+        )
+    if select == Selector():
+        raise InvalidInput(
+            key, {}, f"{others}: with withoutPf, an empty one would take every NIC of the node"
+        )
 
 
 def assign(pools: Sequence[Pool], inventory: Inventory) -> dict[str, tuple[Vf, ...]]:
-    """The VFs of each pool by its name, ordered by PF address and VF index. The first pool that takes a
-    VF has it alone; a pool that gets none is there with an empty tuple."""
-    rules = [(pool.name, parse_selector(pool.select, f"pools[{i}].select")) for i, pool in enumerate(pools)]
+    """The VFs of each pool by its name, ordered by PF address and VF index, or by their own without a PF. The
+    first pool that takes a VF has it alone; a pool that gets none is there with an empty tuple."""
     taken: dict[str, list[Vf]] = {pool.name: [] for pool in pools}
-    for pf in sorted(inventory.pfs, key=lambda pf: pf.pci):
-        for vf in sorted(pf.vfs, key=lambda vf: vf.index):
-            name = _first_taker(rules, pf, vf)
-            if name is not None:
-                taken[name].append(vf)
+    for name, vf in _takers(pools, inventory):
+        if vf.unusable is None:
+            taken[name].append(vf)
     return {name: tuple(vfs) for name, vfs in taken.items()}
 
 
-def _first_taker(rules: list[tuple[str, Rules]], pf: Pf, vf: Vf) -> str | None:
-    return next((name for name, rule in rules if rule.takes(pf, vf)), None)
+def held_back(pools: Sequence[Pool], inventory: Inventory) -> tuple[str, ...]:
+    """A line about each device that a pool selects and does not get."""
+    takers = _takers(pools, inventory)
+    return tuple(f"pool {name} does not get {vf.pci}: {vf.unusable}" for name, vf in takers if vf.unusable)
+
+
+def _takers(pools: Sequence[Pool], inventory: Inventory) -> list[tuple[str, Vf]]:
+    """The pool that a VF is selected for, and the VF."""
+    rules = [(pool, parse_selector(pool.select, f"pools[{i}].select")) for i, pool in enumerate(pools)]
+    with_pf = [(pf, vf) for pf in inventory.pfs for vf in pf.vfs]
+    with_pf.sort(key=lambda pair: (pair[0].pci, pair[1].index))
+    lone = sorted(inventory.lone, key=lambda vf: vf.pci)
+    all_vfs: list[tuple[Pf | None, Vf]] = [*with_pf, *((None, vf) for vf in lone)]
+    return [(name, vf) for pf, vf in all_vfs if (name := _first_taker(rules, pf, vf)) is not None]
+
+
+def _first_taker(rules: list[tuple[Pool, Rules]], pf: Pf | None, vf: Vf) -> str | None:
+    fitting = ((pool, rule) for pool, rule in rules if pool.without_pf == (pf is None))
+    return next((pool.name for pool, rule in fitting if rule.takes(pf, vf)), None)
 
 
 def resource_name(prefix: str, pool: str) -> str:

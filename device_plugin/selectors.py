@@ -68,10 +68,10 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     drivers: tuple[str, ...] | None = None
     pci_addresses: tuple[str, ...] | None = None
 
-    def takes(self, pf: Pf, vf: Vf) -> bool:
-        """Whether this VF of this PF is selected."""
+    def takes(self, pf: Pf | None, vf: Vf) -> bool:
+        """Whether this VF of this PF is selected; None: its PF is not on this node."""
         return (
-            (self.pf_rules is None or any(rule.takes(pf, vf) for rule in self.pf_rules))
+            (self.pf_rules is None or (pf is not None and any(rule.takes(pf, vf) for rule in self.pf_rules)))
             and (self.vendors is None or vf.vendor in self.vendors)
             and (self.devices is None or vf.device in self.devices)
             and (self.drivers is None or (vf.driver is not None and _driver_key(vf.driver) in self.drivers))

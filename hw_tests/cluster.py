@@ -3,6 +3,7 @@ network that the pods are to be reached from."""
 
 import contextlib
 import json
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Cluster:
     containerd: Containerd
     cri: Cri
     outside: Pod
+    chain_leases: Path
     runner: PodRunner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,10 +86,17 @@ class Cluster:
             *(f"sandbox {one.metadata.name}" for one in self.cri.sandboxes()),
             *(f"netns {path.name}" for path in NETNS_DIR.iterdir() if path.name != self.outside.netns),
             *(f"chain {path.name}" for path in (chain.iterdir() if chain.is_dir() else ())),
+            *(f"lease {path.name}" for path in self.chain_leases.glob("plain/10.*")),
+            *(f"nat {line}" for line in _nat_rules() if "10.88." in line),
             *(f"result {path.name}" for path in (_RESULTS.iterdir() if _RESULTS.is_dir() else ())),
             *(f"link {link['ifname']}" for link in ip_json("link", "show", "type", "veth")),
             *(f"rule {rule}" for rule in rules),
         ]
+
+
+def _nat_rules() -> list[str]:
+    done = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def chain_conflist(lease_dir: Path) -> str:
@@ -123,11 +132,12 @@ def running_cluster(node: Node, folder: Path) -> Iterator[Cluster]:
     """Over a node whose agent runs; the agent gets its own config back in the end."""
     fallback = folder / "fallback.conflist"
     folder.mkdir(exist_ok=True)
-    fallback.write_text(chain_conflist(folder / "chain-leases"))
+    leases = folder / "chain-leases"
+    fallback.write_text(chain_conflist(leases))
     with _configured(node, agent_config(node.nics, fallback)), outside(node.nics) as world:
         containerd = Containerd(folder / "containerd", pods_conflist(), node.run_dir / SOCKET_NAME)
         with running_containerd(containerd) as cri:
-            yield Cluster(node, containerd, cri, world)
+            yield Cluster(node, containerd, cri, world, leases)
 
 
 @contextlib.contextmanager

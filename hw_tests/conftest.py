@@ -132,6 +132,14 @@ def stage(node: Node, before: Snapshot) -> Iterator[Stage]:
         yield stage
 
 
+def need_programs(config: pytest.Config, *programs: str) -> None:
+    """The emulated machine has them all; a host with a real NIC may be without."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing and config.getoption("rig") == "metal":
+        pytest.skip(f"not on this host: {', '.join(missing)}")
+    assert not missing
+
+
 def rig_out() -> Path | None:
     """Where files go that shall come out of the emulated machine."""
     folder = os.environ.get("RIG_OUT")

@@ -115,7 +115,10 @@ class Containerd:
         assert self._process is not None
         if self._process.poll() is not None:
             raise TimeoutError(f"containerd ended with {self._process.returncode}")
-        return not cri.not_ready()
+        try:
+            return not cri.not_ready()
+        except CriError:  # "server is not initialized yet", while it takes stock of its pods
+            return False
 
 
 @contextlib.contextmanager

@@ -70,6 +70,18 @@ def find_nics() -> tuple[Nic, ...]:
     return tuple(nic for pci in with_sriov if (nic := _read_nic(pci)) is not None)
 
 
+def find_plain_nic() -> Nic:
+    """The one NIC here that has no VFs and is none, as far as one can tell."""
+    plain = [
+        d.name
+        for d in PCI_DEVICES.iterdir()
+        if (d / "net").is_dir() and not any((d / name).exists() for name in ("physfn", "sriov_totalvfs"))
+    ]
+    (pci,) = plain
+    (entry,) = (PCI_DEVICES / pci / "net").iterdir()
+    return Nic(pci, entry.name, 0, (PCI_DEVICES / pci / "driver").resolve().name)
+
+
 def named_nics(names: list[str]) -> tuple[Nic, ...]:
     """The PFs that were asked for by name. Raises Unusable: no such PF, or one that the host lives on."""
     by_name = {nic.name: nic for nic in find_nics()}

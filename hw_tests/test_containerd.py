@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from hw_tests.cluster import BRIDGE_ADDRESS, FAR, Cluster, gateway_of, running_cluster
-from hw_tests.conftest import REPORT
+from hw_tests.conftest import REPORT, need_programs
+from hw_tests.containerd import REFERENCE_PLUGINS
 from hw_tests.cri.api import cri_runtime_v1_pb2 as pb
 from hw_tests.cri.client import CriError
-from hw_tests.cri.pods import RETRYABLE, SandboxPod
+from hw_tests.cri.pods import SandboxPod
 from hw_tests.nics import Nic, ip_json, wait_for_carrier
 from hw_tests.node import Node
 from hw_tests.runtime import pings, wait_for_ping
@@ -27,13 +28,18 @@ from vf_manager.kernel.netns import Netns
 
 PORTS = (pb.PortMapping(protocol=pb.TCP, container_port=80, host_port=8080),)
 CYCLES = int(os.environ.get("RIG_CYCLES", "200"))
+CHURN_S = float(os.environ.get("RIG_CHURN_S", "300"))  # then no more begin, on a machine that is slow
 SEED = int(os.environ.get("RIG_SEED", "1"))
 WORKERS = 4
+CYCLES_PER_KILL = (4, 16)
 
 
 @pytest.fixture(scope="module")
-def module_cluster(session_node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def module_cluster(
+    request: pytest.FixtureRequest, session_node: Node, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     """Not for tests: they take `cluster`."""
+    need_programs(request.config, "containerd", "ctr", "runc", str(REFERENCE_PLUGINS / "bridge"))
     with running_cluster(session_node, tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
@@ -154,53 +160,65 @@ class Churn:
     """Pods that come and go, several at once, while the agent is killed now and then."""
 
     cluster: Cluster
-    cycles: int
     seed: int
     kills: int = 0
     done: int = 0
-    _guard: threading.Lock = field(default_factory=threading.Lock)
-    _over: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
+    _progress: threading.Condition = field(default_factory=threading.Condition)  # guards `done` and `_over`
+    _over: bool = False
 
     def go(self) -> None:
         killer = threading.Thread(target=self._kill_now_and_then, name="killer")
         with ThreadPoolExecutor(WORKERS) as pool:
             killer.start()
             try:
-                list(pool.map(self._cycle, range(self.cycles)))
+                list(pool.map(self._cycle, range(CYCLES)))
             finally:
-                self._over.set()
+                with self._progress:
+                    self._over = True
+                    self._progress.notify_all()
                 killer.join()
 
     def _cycle(self, number: int) -> None:
         """What pod it is depends on seed and number alone."""
+        if time.monotonic() > self.began + CHURN_S:
+            return
         dice = random.Random(f"{self.seed} {number}")
         nics = self.cluster.node.nics
         name = f"churn-{number}"
-        pod = self.cluster.run(name, *dice.choices(nics, k=dice.choice((0, 1, 1, 1, 1, 2, 3))))
+        pod = self.cluster.run(name, *dice.choices(nics, k=dice.choice((0, 1, 1, 1, 1, 1, 1, 2, 3))))
         addresses = own_addresses(pod)
         assert addresses["eth0"] == pod.addresses_told[:1], f"{name}: {addresses}, {pod.addresses_told}"
         self.cluster.remove(name)
-        with self._guard:
+        with self._progress:
             self.done += 1
+            self._progress.notify_all()
 
     def _kill_now_and_then(self) -> None:
+        """By the count of what was done, so that a slow machine gets somewhere too; then at any moment."""
         dice = random.Random(self.seed)
-        while not self._over.wait(dice.uniform(0.5, 8)):
+        while self._wait_for_more(dice.randint(*CYCLES_PER_KILL)):
+            time.sleep(dice.uniform(0, 1))
             self.cluster.node.kill()
             self.kills += 1
             self.cluster.node.start()
 
+    def _wait_for_more(self, cycles: int) -> bool:
+        """Until so many more are done. False: it is over."""
+        with self._progress:
+            goal = self.done + cycles
+            self._progress.wait_for(lambda: self._over or self.done >= goal)
+            return not self._over
+
 
 def test_pods_come_and_go_while_the_agent_is_killed(cluster: Cluster, request: pytest.FixtureRequest) -> None:
-    churn = Churn(cluster, CYCLES, SEED)
-    began = time.monotonic()
+    churn = Churn(cluster, SEED)
     churn.go()
-    retried = cluster.runner.retried
-    line = f"containerd: {churn.done} pods came and went in {time.monotonic() - began:.0f} s (seed {SEED}),"
-    line += f" {churn.kills} kills of the agent, {len(retried)} calls asked again"
+    retried, seconds = cluster.runner.retried, time.monotonic() - churn.began
+    line = f"containerd: {churn.done} of {CYCLES} pods came and went in {seconds:.0f} s (seed {SEED}),"
+    line += f" {churn.kills} kills of the agent, {len(retried)} calls had to be repeated"
     request.config.stash.setdefault(REPORT, []).append(line)
-    assert churn.done == CYCLES
+    assert churn.done >= CYCLES / 4
     assert churn.kills
-    assert all(RETRYABLE.search(error) for error in retried)
-    # Each other reason to ask again is named here, so that none hides among them.
-    assert [e for e in retried if not re.search("went away|cannot reach|attached to another pod", e)] == []
+    # Whatever else is retryable would have no reason here.
+    assert [error for error in retried if not re.search("went away|cannot reach", error)] == []

@@ -72,6 +72,13 @@ def test_pfs_have_predictable_names() -> None:
     assert all(name is not None and name.startswith("en") for name in names), names
 
 
+def test_one_more_nic_that_has_no_vfs() -> None:
+    with_netdev = [device for device in PCI_DEVICES.iterdir() if (device / "net").is_dir()]
+    own = ("physfn", "sriov_totalvfs")
+    (plain,) = [device for device in with_netdev if not any((device / name).exists() for name in own)]
+    assert _driver(plain) == "e1000e"
+
+
 def test_seven_vfs_come_and_go(pf: Path) -> None:
     (pf / "sriov_numvfs").write_text(str(VFS))
     vfs = [(pf / f"virtfn{index}").resolve() for index in range(VFS)]

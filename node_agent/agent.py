@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
-from device_plugin.pools import assign, resource_name
+from device_plugin.pools import assign, held_back, resource_name
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.supervisor import Supervisor
 from sriov_cni.attach import Attacher
@@ -69,6 +69,7 @@ class Agent:
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
             self._pool_by_vf: dict[PciAddress, str] = {}
+            self._held_back: tuple[str, ...] = ()
             self._attacher = Attacher(
                 kernel,
                 RecordStore(run_dir / ATTACHMENTS, Attachment),
@@ -169,6 +170,10 @@ class Agent:
     def _on_inventory(self, inventory: Inventory) -> None:
         pools = assign(self._config.resources(), inventory)
         self._pool_by_vf = {vf.pci: name for name, vfs in pools.items() for vf in vfs}
+        before, self._held_back = self._held_back, held_back(self._config.resources(), inventory)
+        for line in self._held_back:
+            if line not in before:
+                self._log.warning("a device stays out of its pool", reason=line)
         if self._provisioned.is_set():
             self._plugin.update(inventory)
 
@@ -204,7 +209,10 @@ class Agent:
         return None if free else f"all {total} VFs of this node's pools are attached"
 
     def _vfs_of_pfs_that_are_up(self) -> set[PciAddress]:
-        return {vf.pci for pf in self._keeper.current.pfs if pf.netdev and pf.netdev.up for vf in pf.vfs}
+        """With those whose PF cannot be seen from here."""
+        now = self._keeper.current
+        lone = {vf.pci for vf in now.lone}
+        return lone | {vf.pci for pf in now.pfs if pf.netdev and pf.netdev.up for vf in pf.vfs}
 
 
 def _lock_alone(path: Path) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from node_agent.agent import ATTACHMENTS, RUN_DIR
 from sriov_cni.attachment import Attachment
-from vf_manager.discovery import read_pfs
+from vf_manager.discovery import read_lone, read_pfs
 from vf_manager.errors import SriovError
 from vf_manager.kernel.linux import LinuxKernel
 from vf_manager.model import PciAddress, Pf, Vf
@@ -35,13 +35,14 @@ def vfs(
 ) -> None:
     """Show the PFs and VFs of this node as the kernel has them now. Needs no agent."""
     try:
-        pfs = read_pfs(LinuxKernel())
+        kernel = LinuxKernel()
+        pfs, lone = read_pfs(kernel), read_lone(kernel)
         owners = _owners(run_dir / ATTACHMENTS)
     except (SriovError, OSError) as e:
         typer.echo(f"sriovctl: {e}", err=True)
         raise typer.Exit(1) from e
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(_document(pfs, owners)), indent=2).decode())
+        typer.echo(msgspec.json.format(msgspec.json.encode(_document(pfs, lone, owners)), indent=2).decode())
         return
     # ":cd:" in a MAC address is an emoji to rich; and only a terminal has an edge to cut a line at.
     console = Console(markup=False, emoji=False, highlight=False)
@@ -49,8 +50,9 @@ def vfs(
         console.width = _PIPE_WIDTH
     if not pfs:
         console.print("This node has no SR-IOV capable NIC: no PCI device here has sriov_totalvfs.")
-        return
-    console.print(_table(pfs, owners))
+        if not lone:
+            return
+    console.print(_table(pfs, lone, owners))
 
 
 def _owners(directory: Path) -> dict[PciAddress, Attachment]:
@@ -68,15 +70,17 @@ def _owners(directory: Path) -> dict[PciAddress, Attachment]:
     return found
 
 
-def _document(pfs: tuple[Pf, ...], owners: dict[PciAddress, Attachment]) -> dict[str, object]:
+def _document(
+    pfs: tuple[Pf, ...], lone: tuple[Vf, ...], owners: dict[PciAddress, Attachment]
+) -> dict[str, object]:
     attached = [
         {"vf": pci, "state": a.state, "container": a.container_id, "ifname": a.ifname, "pod": a.pod}
         for pci, a in owners.items()
     ]
-    return {"pfs": pfs, "attachments": attached}
+    return {"pfs": pfs, "withoutPf": lone, "attachments": attached}
 
 
-def _table(pfs: tuple[Pf, ...], owners: dict[PciAddress, Attachment]) -> Table:
+def _table(pfs: tuple[Pf, ...], lone: tuple[Vf, ...], owners: dict[PciAddress, Attachment]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in (
         "device",
@@ -95,7 +99,9 @@ def _table(pfs: tuple[Pf, ...], owners: dict[PciAddress, Attachment]) -> Table:
     for pf in pfs:
         table.add_row(*_pf_row(pf), style="bold")
         for vf in pf.vfs:
-            table.add_row(*_vf_row(vf, owners.get(vf.pci)))
+            table.add_row(*_vf_row(f"  VF {vf.index}", vf, owners.get(vf.pci)))
+    for vf in lone:
+        table.add_row(*_vf_row("NIC without PF", vf, owners.get(vf.pci)))
     return table
 
 
@@ -116,11 +122,11 @@ def _pf_row(pf: Pf) -> list[str]:
     ]
 
 
-def _vf_row(vf: Vf, owner: Attachment | None) -> list[str]:
+def _vf_row(title: str, vf: Vf, owner: Attachment | None) -> list[str]:
     netdev, attributes = vf.netdev, vf.attributes
     mac = netdev.mac if netdev else (attributes.mac if attributes else "-")
     return [
-        f"  VF {vf.index}",
+        title,
         vf.pci,
         vf.driver or "-",
         netdev.name if netdev else "-",
@@ -130,7 +136,7 @@ def _vf_row(vf: Vf, owner: Attachment | None) -> list[str]:
         _vlan(vf),
         _flags(vf),
         _number(vf.numa_node),
-        _user(owner),
+        _user(owner) or (f"not for pods: {vf.unusable}" if vf.unusable else ""),
     ]
 
 

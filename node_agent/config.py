@@ -5,13 +5,13 @@ import re
 from typing import Any
 
 import msgspec
-import yaml
 
 from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
 from device_plugin.selectors import PfRule, Selector, parse_selector
-from sriov_cni.limits import Limits, check_limits, refuse_beyond
+from node_agent.strict_yaml import YamlError, read_yaml
+from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
-from vf_manager.errors import InvalidInput, Refused, SriovError, shorten
+from vf_manager.errors import InvalidInput, Refused, SriovError, plain
 from vf_manager.model import Inventory, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
@@ -34,9 +34,12 @@ class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     driver: DriverKind = DriverKind.KERNEL
 
 
-class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """`without_pf`: of VFs that a hypervisor gave to this machine, whose PF it has not."""
+
     name: str
     select: Selector
+    without_pf: bool = False
     vfs: VfsConfig | None = None
     limits: Limits | None = None
 
@@ -51,7 +54,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""
-        return tuple(Pool(name=pool.name, select=pool.select) for pool in self.pools)
+        return tuple(
+            Pool(name=pool.name, select=pool.select, without_pf=pool.without_pf) for pool in self.pools
+        )
 
     def pool_networks(self) -> tuple[Network, ...]:
         """`networks`, typed. Raises InvalidInput."""
@@ -65,10 +70,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def parse_config(text: str) -> AgentConfig:
     """Raises ConfigError."""
     try:
-        raw = yaml.load(text, Loader=_StrictLoader)
-        config = msgspec.convert(raw, AgentConfig)
+        config = msgspec.convert(read_yaml(text), AgentConfig)
         check_pools(config.resources(), config.resource_prefix)
         for i, pool in enumerate(config.pools):
+            if pool.without_pf:
+                _check_without_pf(pool, f"pools[{i}]")
             _check_vfs(pool, f"pools[{i}]")
             if pool.limits:
                 check_limits(pool.limits, f"pools[{i}].limits")
@@ -77,7 +83,7 @@ def parse_config(text: str) -> AgentConfig:
             raise InvalidInput(
                 "fallback", config.fallback, "the absolute path of a network configuration list"
             )
-    except yaml.YAMLError as e:
+    except YamlError as e:
         raise ConfigError(f"not valid YAML: {e}") from e
     except msgspec.ValidationError as e:
         raise ConfigError(_explain(str(e))) from e
@@ -125,13 +131,27 @@ def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: st
 
 
 def _check_networks(config: AgentConfig) -> None:
+    pools = {pool.name: pool for pool in config.pools}
     for index, network in enumerate(config.pool_networks()):
-        for pool in network.pools:
-            if limits := config.limits().get(pool):
-                try:
-                    refuse_beyond(limits, network.asked, pool)
-                except Refused as e:
-                    raise ConfigError(f"networks[{index}].{e}") from e
+        for pool in (pools[name] for name in network.pools):
+            try:
+                if pool.limits:
+                    refuse_beyond(pool.limits, network.asked, pool.name)
+                if pool.without_pf:
+                    refuse_what_needs_a_pf(network.asked.change, f"each VF of pool {pool.name}")
+            except Refused as e:
+                raise ConfigError(f"networks[{index}].{e}") from e
+
+
+def _check_without_pf(pool: PoolConfig, key: str) -> None:
+    """Only a PF makes VFs, and only a PF holds one to a VLAN or a rate."""
+    beside = f"no such key beside {key}.withoutPf: it is for a PF, which this node has not"
+    if pool.vfs is not None:
+        raise InvalidInput(f"{key}.vfs", pool.vfs.count, beside)
+    limits = pool.limits or Limits()
+    for name, value in (("vlans", limits.vlans), ("maxTxRateMbps", limits.max_tx_rate_mbps)):
+        if value is not None:
+            raise InvalidInput(f"{key}.limits.{name}", value, beside)
 
 
 def _check_vfs(pool: PoolConfig, key: str) -> None:
@@ -152,32 +172,8 @@ def _explain(message: str) -> str:
     found = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
     problem, path = (found[1], found[2] or "") if found else (message, "")
     path = path.lstrip(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
-        return f"{f'{path}.' if path else ''}{unknown[1]}: unknown key"
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
+        return f"{plain(f'{path}.{unknown[1]}'.lstrip('.'))}: unknown key"
     # 8086 is a number to YAML, 0000:01:10.0 one to the base of 60
-    hint = (
-        "; put quotes around it" if re.search("Expected `str`, got `(int|float|bool|date)`", problem) else ""
-    )
+    hint = "; put quotes around it" if re.search("Expected `str`, got `(int|float|bool)`", problem) else ""
     return f"{path or 'the file'}: {problem[:1].lower()}{problem[1:]}{hint}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win in silence; here it is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"the key {shorten(key)} is not text; put quotes around it",
-                    key_node.start_mark,
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {shorten(key)} is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

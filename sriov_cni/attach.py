@@ -15,10 +15,11 @@ from sriov_cni.ground import Ground, open_ground, opened_sandbox, wait_until
 from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
-from sriov_cni.ipam.lease_dir import OwnerCache
+from sriov_cni.ipam.lease_dir import OwnerCache, sweep_all
+from sriov_cni.limits import refuse_what_needs_a_pf
 from sriov_cni.spec import Dns, Interface, Result
 from sriov_cni.steps import RETURN_TIMEOUT_S, plan_steps, refuse_taken_name
-from vf_manager.discovery import find_pf_of, read_vf
+from vf_manager.discovery import find_pf_of, read_vf, why_unusable
 from vf_manager.errors import Busy, NotFound, Refused, SriovError
 from vf_manager.kernel.api import Kernel, NetnsHandle
 from vf_manager.locks import DeviceLocks
@@ -76,15 +77,22 @@ class Attacher:
         finally:
             sandbox.close()
 
-    def refuse_unusable(self, device: PciAddress) -> PciAddress:
-        """The PF of a VF that may be attached. Raises NotFound and Refused."""
+    def refuse_unusable(self, device: PciAddress) -> PciAddress | None:
+        """The PF of a VF that may be attached, if it has one here. Raises NotFound and Refused."""
         try:
             pf = find_pf_of(self.kernel, device)
         except (NotFound, Refused) as e:
             raise type(e)(f"deviceID: {e}") from e
         if self._pool_of(device) is None:
-            raise Refused(f"deviceID: VF {device} is in no pool of this node's configuration")
+            what = f"VF {device}" if pf else self._describe_lone(device)
+            raise Refused(f"deviceID: {what} is in no pool of this node's configuration")
         return pf
+
+    def _describe_lone(self, device: PciAddress) -> str:
+        with self.kernel.links() as host:
+            reason = why_unusable(self.kernel, host, read_vf(self.kernel, host, device))
+        aside = f" ({reason})" if reason else ""
+        return f"{device} is not an SR-IOV virtual function of a PF of this node{aside}, and"
 
     def attachments_of(self, container_id: str, primary: str) -> list[Attachment]:
         """The records of all VFs that a container was given for one interface name, that one first."""
@@ -175,8 +183,12 @@ class Attacher:
                 set_vf_attributes(self.kernel, host, record.port, record.asked.change)
 
     def recover(self) -> None:
-        """At start: take back what an earlier process left half-done. What cannot be undone yet stays on
-        record, for the runtime's DEL or the next start."""
+        """At start: take back what an earlier process left half-done, and what a reboot left of leases. What
+        cannot be undone yet stays on record, for the runtime's DEL or the next start."""
+        try:
+            sweep_all(self._lease_dir, boot_id=self._boot_id)
+        except SriovError as e:
+            self._log.warning("leases of earlier boots stay", error=str(e))
         for record in self.attachments():
             if record.state is not State.INTENT:
                 continue
@@ -256,13 +268,23 @@ class Attacher:
     def _intent(self, wanted: Wanted, sandbox: NetnsHandle, ground: Ground) -> Attachment:
         change = wanted.asked.change
         now = read_vf(self.kernel, ground.host, wanted.device, with_attributes=not change.is_empty())
-        if not change.is_empty() and now.attributes is None:
+        if (reason := why_unusable(self.kernel, ground.host, now)) is not None:
+            hint = "free it, or keep the VF out of the pool" if now.netdev else "keep it out of the pool"
+            raise Refused(f"deviceID: VF {now.pci} cannot be given to a pod: {reason}; {hint}")
+        if now.pf_pci is None:
+            refuse_what_needs_a_pf(change, f"VF {now.pci}")
+        elif not change.is_empty() and now.attributes is None:
             asked = ", ".join(key for key, _ in change.items())
             raise Refused(f"{asked}: PF {now.pf_pci} does not report the attributes of VF {now.pci}")
         if now.netdev is None and now.driver not in _USERSPACE_DRIVERS:
             raise NotFound(
                 f"deviceID: VF {now.pci} (driver {now.driver or 'none'}) has no network interface on the"
                 " host; is it in another network namespace, or its driver not loaded?"
+            )
+        if now.netdev is None and now.pf_pci is None and wanted.asked.mac is not None:
+            raise Refused(
+                f"mac: VF {now.pci} (driver {now.driver}) has no PF on this node, and no network interface"
+                " either; the application that uses it sets it"
             )
         return Attachment(
             config=wanted.config,

@@ -4,16 +4,32 @@ Written before the first change and removed after the last one is undone: whatev
 says what the VF was, what was asked, and who owns it.
 """
 
+import re
 from enum import StrEnum
 
 import msgspec
 
-from sriov_cni.environment import Pod
+from sriov_cni.device_info import parse_device_info_path
+from sriov_cni.environment import NAME, NAME_RULE, Pod
 from sriov_cni.ipam.config import DelegateConf, IpamConf
 from sriov_cni.spec import Dns, Result
+from vf_manager.errors import InvalidInput
 from vf_manager.kernel.api import NetnsId
-from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
+from vf_manager.model import (
+    U32,
+    IfName,
+    Mac,
+    Netdev,
+    PciAddress,
+    VfAttributes,
+    VfChange,
+    parse_ifname,
+    parse_mac,
+    parse_pci_address,
+)
 from vf_manager.vf_attributes import VfPort
+
+_ANY_MAC = re.compile(r"([0-9a-f]{2}(:[0-9a-f]{2})*)?")  # InfiniBand has 20 octets
 
 
 class State(StrEnum):
@@ -46,12 +62,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     change: VfChange = VfChange()
     mac: Mac | None = None
-    mtu: int | None = None
+    mtu: U32 | None = None
     promisc: bool | None = None
     allmulti: bool | None = None
     probe: bool = False
     device_info: str | None = None
-    table: int | None = None
+    table: U32 | None = None
     secondary: bool = False
 
 
@@ -108,9 +124,40 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseRef | None = None
     result: Result | None = None
 
+    def __post_init__(self) -> None:
+        """Whoever reads a record acts on it as root. msgspec makes a ValidationError of a ValueError."""
+        try:
+            _check(self)
+        except InvalidInput as e:
+            raise ValueError(str(e)) from e
+
     @property
     def key(self) -> str:
         return attachment_key(self.container_id, self.ifname)
+
+
+def _check(record: Attachment) -> None:
+    for name in (record.container_id, record.config, record.network):
+        if not NAME.fullmatch(name):
+            raise InvalidInput("name", name, NAME_RULE)
+    for ifname in (record.ifname, record.primary):
+        parse_ifname(ifname)
+    parse_pci_address(record.port.pci)
+    if record.port.pf is not None:
+        parse_pci_address(record.port.pf)
+    if record.asked.mac is not None:
+        parse_mac(record.asked.mac)
+    parse_device_info_path(record.asked.device_info, "device_info")
+    netdev, attributes = record.original.netdev, record.original.attributes
+    for mac in (netdev.mac if netdev else None, attributes.mac if attributes else None):
+        if mac is not None and not _ANY_MAC.fullmatch(mac):
+            raise InvalidInput("mac", mac, "a hardware address")
+    if netdev is not None:
+        for known_as in (netdev.name, *netdev.altnames):
+            if not known_as or "\0" in known_as:
+                raise InvalidInput("name", known_as, "the name of an interface")
+    if "\0" in record.sandbox.path:
+        raise InvalidInput("path", record.sandbox.path, "a path")
 
 
 def attachment_key(container_id: str, ifname: str) -> str:

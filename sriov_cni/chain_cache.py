@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sriov_cni.attachment import attachment_key
 from sriov_cni.chain_conflist import Conflist, parse_conflist
 from sriov_cni.environment import Environment
 from sriov_cni.spec import Undecodable
@@ -33,6 +34,10 @@ class ChainRecord(msgspec.Struct, frozen=True, kw_only=True):
     cni_version: str
     runtime_config: dict[str, Any] = {}
     result: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        return attachment_key(self.env.container_id, str(self.env.ifname))
 
 
 def read_conflist(path: Path) -> Conflist:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sriov_cni.environment import NAME
+from sriov_cni.environment import NAME, NAME_RULE
 from sriov_cni.fields import Fields
 from sriov_cni.netconf import decode_object
 from sriov_cni.spec import SUPPORTED_VERSIONS, IncompatibleVersion, parse_plugin_name
@@ -54,7 +54,7 @@ def parse_conflist(text: bytes, more_plugins: MorePlugins = no_more_plugins) -> 
     top = Fields(decode_object(text))
     name = top.required_string("name")
     if not NAME.fullmatch(name):
-        raise InvalidInput("name", name, "letters, digits, '_', '.' and '-', a letter or digit first")
+        raise InvalidInput("name", name, NAME_RULE)
     if top.values.get("plugins") is None and "type" in top.values:
         raise InvalidInput("plugins", None, "a list of plugins; this is the configuration of a single plugin")
     plugins = top.children("plugins")

@@ -39,7 +39,7 @@ def find_drift(record: Attachment, prev: Result, ground: Ground) -> list[str]:
 
 
 def _attribute_drift(record: Attachment, ground: Ground) -> list[str]:
-    if record.asked.change.is_empty():
+    if record.asked.change.is_empty() or record.port.pf is None:  # then the MAC is the interface's alone
         return []
     now = read_vf(ground.kernel, ground.host, record.port.pci).attributes
     if now is None:

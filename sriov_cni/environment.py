@@ -14,9 +14,10 @@ from sriov_cni.spec import BadEnvironment
 from vf_manager.errors import InvalidInput
 from vf_manager.model import IfName, parse_ifname
 
-NAME = re.compile(
-    r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*"
-)  # container ids and network names, pkg/utils of the Go library
+# Of container ids and network names (pkg/utils of the Go library); as long as a file name can carry, with
+# what is put around it.
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,199}")
+NAME_RULE = "at most 200 letters, digits, '_', '.' and '-', a letter or digit first"
 
 _POD_KEYS = {"namespace": "K8S_POD_NAMESPACE", "name": "K8S_POD_NAME", "uid": "K8S_POD_UID"}
 _KNOWN_ARGS = {"IgnoreUnknown", "MAC", "IP", "GATEWAY", "K8S_POD_INFRA_CONTAINER_ID", *_POD_KEYS.values()}
@@ -126,8 +127,7 @@ def _command(env: Mapping[str, str]) -> Command:
 def _container_id(env: Mapping[str, str], command: Command) -> str:
     value = env.get("CNI_CONTAINERID", "")
     if not NAME.fullmatch(value):
-        expected = f"letters, digits, '_', '.' and '-', a letter or digit first ({command} needs it)"
-        raise BadEnvironment("CNI_CONTAINERID", value, expected)
+        raise BadEnvironment("CNI_CONTAINERID", value, f"{NAME_RULE} ({command} needs it)")
     return value
 
 

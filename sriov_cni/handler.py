@@ -75,7 +75,7 @@ class CniHandler:
             return msgspec.json.encode(self._fallback.add(call, call.runtime_config, netns_fd))
         pod = call.pod
         who = f"pod {pod.namespace}/{pod.name} requests no VF" if pod else "the call names no pod"
-        ways = "the PCI address of a VF, a pod that requests one, or `fallback` in the agent's config"
+        ways = "the PCI address of a VF, a pod that requests one, or a fallback in the agent's config"
         raise InvalidInput("deviceID", None, f"{ways} ({who})")
 
     def _delete(self, call: CniCall, netns_fd: int | None) -> None:

@@ -11,9 +11,12 @@ import msgspec
 
 from sriov_cni.attachment import Asked
 from vf_manager.errors import InvalidInput, Refused
+from vf_manager.model import VfChange, VlanProto
 
 _RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 _VLAN_MAX = 4094
+_KEY_OF = {"qos": "vlanQoS", "proto": "vlanProto"}
+_UNSAID = {"qos": 0, "proto": VlanProto.DOT1Q}  # what `vlan` alone means, too
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -57,6 +60,17 @@ def refuse_beyond(limits: Limits, asked: Asked, pool: str) -> None:
         raise _refused("max_tx_rate", what, pool, "maxTxRateMbps", str(limits.max_tx_rate_mbps))
     if limits.mtu is not None and (asked.mtu or 0) > limits.mtu:
         raise _refused("mtu", str(asked.mtu), pool, "mtu", str(limits.mtu))
+
+
+def refuse_what_needs_a_pf(change: VfChange, who: str) -> None:
+    """For a VF whose PF is not on this node. Raises Refused that names every key. A MAC is its own to set."""
+    asked = [key for key, value in change.items() if key != "mac" and value != _UNSAID.get(key)]
+    keys = [_KEY_OF.get(key, key) for key in asked]
+    if keys:
+        raise Refused(
+            f"{', '.join(keys)}: only a PF can set this, and {who} has its PF outside this node (withoutPf);"
+            " leave it out here and set it where the PF is"
+        )
 
 
 def _refused(key: str, what: str, pool: str, limit: str, value: str) -> Refused:

@@ -20,7 +20,7 @@ import msgspec
 
 from sriov_cni.attachment import Asked
 from sriov_cni.device_info import parse_device_info_path
-from sriov_cni.environment import NAME, Command, Environment, Pod, parse_environment
+from sriov_cni.environment import NAME, NAME_RULE, Command, Environment, Pod, parse_environment
 from sriov_cni.fields import Fields, as_fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam, salvage_ipam
 from sriov_cni.prev_result import parse_prev_result
@@ -183,8 +183,7 @@ def _parse_version(top: Fields, command: Command) -> str:
 def _parse_name(top: Fields) -> str:
     name = top.required_string("name")
     if not NAME.fullmatch(name):
-        expected = "letters, digits, '_', '.' and '-', a letter or digit first"
-        raise InvalidInput("name", name, expected)
+        raise InvalidInput("name", name, NAME_RULE)
     return name
 
 

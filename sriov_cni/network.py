@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from sriov_cni.attachment import Asked
-from sriov_cni.environment import NAME
+from sriov_cni.environment import NAME, NAME_RULE
 from sriov_cni.fields import Fields
-from sriov_cni.ipam.config import IpamConf, IpRequest, StaticConf, parse_dns, parse_ipam
+from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam
 from sriov_cni.netconf import CniCall
 from sriov_cni.spec import Dns
 from sriov_cni.vf_options import VF_KEYS, parse_vf_options
@@ -89,8 +89,7 @@ def _parse_network(raw: Fields, known_pools: tuple[str, ...]) -> Network:
     raw.refuse_unknown(_KEYS)
     name = raw.required_string("name")
     if not NAME.fullmatch(name):
-        expected = "letters, digits, '_', '.' and '-', a letter or digit first"
-        raise InvalidInput(raw.path_of("name"), name, expected)
+        raise InvalidInput(raw.path_of("name"), name, NAME_RULE)
     pools = raw.strings("pools")
     for index, pool in enumerate(pools):
         if pool not in known_pools:
@@ -100,10 +99,9 @@ def _parse_network(raw: Fields, known_pools: tuple[str, ...]) -> Network:
     if not pools:
         raise InvalidInput(raw.path_of("pools"), raw.values.get("pools"), "the name of at least one pool")
     dns, ipam = raw.child("dns"), raw.child("ipam")
-    if isinstance(parse_ipam(ipam, IpRequest()), StaticConf):
-        raise InvalidInput(
-            f"{raw.path_of('ipam')}.type", "static", "an IPAM with an address for each of many pods"
-        )
+    if ipam is not None and ipam.values.get("type") == "static":
+        raise InvalidInput(ipam.path_of("type"), "static", "an IPAM with an address for each of many pods")
+    parse_ipam(ipam, IpRequest())
     return Network(
         name=name,
         pools=pools,

@@ -49,25 +49,22 @@ class PodVfs:
         self._pool_of = pool_of
         self._clock = clock
         self._guard = threading.Lock()
-        self._known: dict[tuple[str, Pod], tuple[float, tuple[GivenVf, ...]]] = {}
+        self._known: dict[tuple[str, Pod], tuple[float, dict[str, list[str]]]] = {}
 
     def of(self, container_id: str, pod: Pod) -> tuple[GivenVf, ...]:
         """In the order of the pools, and of addresses within each. Empty: it requested none. Raises Refused
         if what the kubelet gave is not (any more) a VF of that pool."""
-        key, now = (container_id, pod), self._clock()
-        with self._guard:
-            self._known = {k: entry for k, entry in self._known.items() if entry[0] > now}
-            if key in self._known:
-                return self._known[key][1]
-        given = self._ask(pod)
-        if given:
-            with self._guard:
-                self._known[key] = (now + _CACHED_S, given)
-        return given
+        devices = self._devices_of(container_id, pod)
+        return tuple(
+            self._verified(device, resource, pool)
+            for resource, pool in self._pools.items()
+            for device in sorted(devices.get(resource, ()))
+        )
 
     def refuse_foreign(self, container_id: str, pod: Pod | None, vf: PciAddress) -> None:
-        """Raises Refused if the kubelet gave the VF to another pod than this, or to none. A call without a
-        pod (no Kubernetes behind it) may take what no pod has. On a node without a kubelet all is well."""
+        """Raises Refused if the kubelet gave the VF to another pod than this, or to none. The resource does
+        not matter: another device plugin may have advertised it. A call without a pod (no Kubernetes behind
+        it) may take what no pod has. On a node without a kubelet all is well."""
         if not self._kubelet.is_there():
             return
         if pod is None:
@@ -75,23 +72,31 @@ class PodVfs:
             if holder is not None:
                 raise Refused(f"deviceID: the kubelet gave VF {vf} to a pod, and this call names none")
             return
-        if any(given.pci == vf for given in self.of(container_id, pod)):
-            return
-        self._forget(container_id, pod)
-        if not any(given.pci == vf for given in self.of(container_id, pod)):
-            raise Refused(f"deviceID: the kubelet did not give VF {vf} to pod {pod.namespace}/{pod.name}")
+        if not self._has(container_id, pod, vf):
+            self._forget(container_id, pod)  # it may have got one meanwhile
+            if not self._has(container_id, pod, vf):
+                who = f"pod {pod.namespace}/{pod.name}"
+                raise Refused(f"deviceID: the kubelet did not give VF {vf} to {who}")
+
+    def _has(self, container_id: str, pod: Pod, vf: PciAddress) -> bool:
+        return any(vf in ids for ids in self._devices_of(container_id, pod).values())
+
+    def _devices_of(self, container_id: str, pod: Pod) -> dict[str, list[str]]:
+        """An answer holds for a while, unless the pod has nothing: that may change any moment."""
+        key, now = (container_id, pod), self._clock()
+        with self._guard:
+            self._known = {k: entry for k, entry in self._known.items() if entry[0] > now}
+            if key in self._known:
+                return self._known[key][1]
+        devices = self._kubelet.devices_of(pod.namespace, pod.name)
+        if any(devices.values()):
+            with self._guard:
+                self._known[key] = (now + _CACHED_S, devices)
+        return devices
 
     def _forget(self, container_id: str, pod: Pod) -> None:
         with self._guard:
             self._known.pop((container_id, pod), None)
-
-    def _ask(self, pod: Pod) -> tuple[GivenVf, ...]:
-        devices = self._kubelet.devices_of(pod.namespace, pod.name)
-        return tuple(
-            self._verified(device, resource, pool)
-            for resource, pool in self._pools.items()
-            for device in sorted(devices.get(resource, ()))
-        )
 
     def _verified(self, device: str, resource: str, pool: str) -> GivenVf:
         try:

@@ -12,11 +12,22 @@ from typing import Any
 
 import msgspec
 
-from vf_manager.errors import CorruptRecord, InvalidInput, KernelError, NotFound, Refused, SriovError, shorten
+from vf_manager.errors import (
+    CorruptRecord,
+    InvalidInput,
+    KernelError,
+    NotFound,
+    Refused,
+    SriovError,
+    plain,
+    shorten,
+)
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
 OWN_NAMES = ("sriov-underlay", "sriov")  # under which the executable may be installed
+
+_MOST_LETTERS = 4096  # of the message in an error
 
 
 class ErrorCode(IntEnum):
@@ -43,7 +54,7 @@ class UnsupportedField(InvalidInput):
     def __init__(self, key: str, value: object, known: Iterable[str]) -> None:
         super().__init__(key, value, f"one of {', '.join(sorted(known))}")
         hint = did_you_mean(key.rpartition(".")[2], known) or f"known here: {', '.join(sorted(known))}"
-        self.args = (f"{key}: unknown key (its value is {shorten(value)}); {hint}",)
+        self.args = (f"{plain(key)}: unknown key (its value is {shorten(value)}); {hint}",)
 
 
 class BadEnvironment(InvalidInput):
@@ -187,7 +198,9 @@ _CODES: tuple[tuple[type[SriovError], ErrorCode], ...] = (
 
 
 def error_json(cni_version: str, code: int, msg: str, details: str = "") -> bytes:
-    """The error object that goes to stdout. Text that UTF-8 cannot carry is escaped, never an exception."""
+    """The error object that goes to stdout. Text that UTF-8 cannot carry is escaped, never an exception; and
+    one that quotes half of its input is cut, so that the wire can carry it."""
+    msg, details = _cut(msg), _cut(details)
     fields = {"cniVersion": _utf8(cni_version), "code": int(code), "msg": _utf8(msg)}
     return msgspec.json.encode(fields | ({"details": _utf8(details)} if details else {}))
 
@@ -266,6 +279,10 @@ def _render_route(route: Route, rich: bool) -> dict[str, Any]:
 def _filled(fields: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that say nothing. A zero says something (interface 0, table 0)."""
     return {key: value for key, value in fields.items() if value not in (None, "", (), [], {})}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 3] + "..."
 
 
 def _utf8(text: str) -> str:

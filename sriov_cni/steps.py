@@ -89,19 +89,24 @@ class ProgramVf(msgspec.Struct, frozen=True):
 
 
 class SetLink(msgspec.Struct, frozen=True):
-    """The MTU. Taking it back restores MAC and flags as well: a pod may have changed them by itself. Planned
-    before ProgramVf, so that its undo comes when no administrative MAC forbids the VF its own any more."""
+    """The MTU; and the MAC, if there is no PF to set it. Taking it back restores MAC and flags as well: a pod
+    may have changed them by itself. Planned before ProgramVf, so that its undo comes when no administrative
+    MAC forbids the VF its own any more."""
 
     pci: PciAddress
     mtu: int | None
     original: Netdev
+    mac: Mac | None = None
 
     def describe(self) -> str:
-        return f"set mtu {self.mtu} on {self.pci}" if self.mtu else f"leave the mtu of {self.pci} as it is"
+        asked = [f"{key} {value}" for key, value in (("mtu", self.mtu), ("mac", self.mac)) if value]
+        return f"set {', '.join(asked)} on {self.pci}" if asked else f"leave the mtu of {self.pci} as it is"
 
     def apply(self, ground: Ground) -> None:
         if self.mtu is not None:
             self._set_mtu(ground, self.mtu)
+        if self.mac is not None:
+            self._set_mac(ground, self.mac)
 
     def undo(self, ground: Ground) -> None:
         self._set_mtu(ground, self.original.mtu)
@@ -110,6 +115,13 @@ class SetLink(msgspec.Struct, frozen=True):
         flags = (self.original.promisc, self.original.allmulti)
         if netdev is not None and (netdev.promisc, netdev.allmulti) != flags:
             ground.host.set_link(netdev.ifindex, LinkChange(promisc=flags[0], allmulti=flags[1]))
+
+    def _set_mac(self, ground: Ground, mac: Mac) -> None:
+        try:
+            set_vf_mac(ground.kernel, ground.host, self.pci, mac)
+        except KernelError as e:
+            hint = "the VF's PF, which is not on this node, may hold it to the MAC that it has"
+            raise KernelError(f"set mac {mac} on {self.original.name} ({self.pci})", e.code, hint) from e
 
     def _set_mtu(self, ground: Ground, mtu: int) -> None:
         netdev = ground.in_host(self.pci)
@@ -301,7 +313,7 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     if attachment.lease is not None:
         steps.append(TakeAddresses(attachment.container_id, attachment.ifname, attachment.lease.kind))
     if netdev is not None:
-        steps.append(SetLink(pci, asked.mtu, netdev))
+        steps.append(SetLink(pci, asked.mtu, netdev, None if attachment.port.pf else asked.mac))
     if original.attributes is not None and not asked.change.is_empty():
         own_mac = netdev.mac if netdev else None
         steps.append(ProgramVf(attachment.port, asked.change, original.attributes, own_mac))

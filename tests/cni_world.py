@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,21 +97,27 @@ class FakeKubelet:
         return next((pod for pod, ids in self.given.items() if device in ids), None)
 
 
+def new_kernel() -> FakeKernel:
+    kernel = FakeKernel()
+    for number, pf in enumerate((PF0, PF1)):
+        kernel.add_pf(pf, f"ens{number}")
+        kernel.set_num_vfs(pf, 7)
+    return kernel
+
+
 class World:
     """`start_agent` again stands for a restart of the agent: only the kernel and the files stay."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.kernel = FakeKernel()
-        for number, pf in enumerate((PF0, PF1)):
-            self.kernel.add_pf(pf, f"ens{number}")
-            self.kernel.set_num_vfs(pf, 7)
+        self.kernel = new_kernel()
         self.not_ready: Callable[[], str | None] = lambda: None
         self.pooled = {vf for pf in (PF0, PF1) for vf in self.vfs(pf)}
         self.kubelet = FakeKubelet()
         self.networks: list[dict[str, Any]] = []
         self.limits: dict[str, Limits] = {}
         self.fallback: FallbackChain | None = None
+        self.boot_id = "boot-1"
         self.start_agent()
 
     def start_agent(self, checkpoint: Checkpoint = no_checkpoint) -> None:
@@ -122,7 +129,7 @@ class World:
             DeviceLocks(),
             self.pool_of,
             log,
-            boot_id="boot-1",
+            boot_id=self.boot_id,
             lease_dir=self.root / "leases",
             checkpoint=checkpoint,
         )
@@ -141,6 +148,14 @@ class World:
     def _refuse_unready(self) -> None:
         if (reason := self.not_ready()) is not None:
             raise NotReady(reason)
+
+    def reboot(self) -> None:
+        """The kernel and what is on /run are new; what is on disk stays."""
+        shutil.rmtree(self.root / "attachments")
+        self.kernel = new_kernel()
+        self.boot_id += "-next"
+        self.start_agent()
+        self.attacher.recover()
 
     def vfs(self, pf: PciAddress) -> list[PciAddress]:
         function = self.kernel.read_function(pf)

@@ -79,6 +79,7 @@ class FakeKernel:
         self.neighbours: dict[str, Mac] = {}  # who has an address (CIDR) on the wire
         self.announced: list[tuple[str, str]] = []
         self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
+        self.uppers_of: dict[str, tuple[str, ...]] = {}  # by the host's interface below
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
@@ -94,6 +95,16 @@ class FakeKernel:
             pci=address, vendor="8086", device="10c9", driver=driver, numa_node=numa_node, total_vfs=total_vfs
         )
         self.functions[address] = FakeFunction(function, pf_name=name)
+        self._new_link(name, address)
+        return address
+
+    def add_lone(self, pci: str, name: str, driver: str = "e1000e") -> PciAddress:
+        """A NIC that may be a VF whose PF is at a hypervisor."""
+        address = PciAddress(pci)
+        function = PciFunction(
+            pci=address, vendor="8086", device="10d3", driver=driver, numa_node=0, lone=True
+        )
+        self.functions[address] = FakeFunction(function)
         self._new_link(name, address)
         return address
 
@@ -147,6 +158,9 @@ class FakeKernel:
     def pf_addresses(self) -> list[PciAddress]:
         return sorted(pci for pci, f in self.functions.items() if f.function.total_vfs)
 
+    def lone_addresses(self) -> list[PciAddress]:
+        return sorted(pci for pci, f in self.functions.items() if f.function.lone)
+
     def read_function(self, pci: str) -> PciFunction | None:
         found = self.functions.get(PciAddress(pci))
         if found is None:
@@ -197,6 +211,9 @@ class FakeKernel:
             if driver not in (None, *_DRIVERS):
                 raise KernelError(f"bind {pci} to {driver}", errno.ENODEV)
             self._bind(pci, driver or "igbvf")
+
+    def uppers(self, name: IfName) -> tuple[str, ...]:
+        return self.uppers_of.get(name, ())
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         return {}
@@ -463,6 +480,9 @@ class FakeLinks:
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found = [r for i in self._links() if i.netdev.ifindex == ifindex for r in i.routes]
         return [r if r.table else msgspec.structs.replace(r, table=254) for r in found]
+
+    def has_default_route(self, ifindex: int) -> bool:
+        return any(ipaddress.ip_network(route.dst).prefixlen == 0 for route in self.routes(ifindex))
 
 
 def _refused_by_igb(values: dict[str, object]) -> int:

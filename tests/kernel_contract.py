@@ -392,6 +392,34 @@ class KernelContract:
         assert pod.links.routes(LO) == []
         assert pod.links.routes(999_999) == []
 
+    @pytest.mark.parametrize(
+        ("address", "default", "other", "gateway"),
+        [
+            ("192.0.2.1/24", "0.0.0.0/0", "198.51.100.0/24", "192.0.2.2"),
+            ("2001:db8::1/64", "::/0", "2001:db8:1::/48", "2001:db8::2"),
+        ],
+    )
+    @pytest.mark.parametrize("table", [None, 100])
+    def test_a_default_route_of_any_table_is_one_of_its_link(
+        self,
+        host: Links,
+        spare: int,
+        pod: Pod,
+        address: str,
+        default: str,
+        other: str,
+        gateway: str,
+        table: int | None,
+    ) -> None:
+        net1 = moved_in(host, spare, pod)
+        pod.links.add_address(net1, address)
+        pod.links.set_link(net1, LinkChange(up=True))
+        pod.links.add_route(net1, RouteSpec(dst=other, gateway=gateway))
+        assert not pod.links.has_default_route(net1)
+        pod.links.add_route(net1, RouteSpec(dst=default, gateway=gateway, table=table))
+        assert pod.links.has_default_route(net1)
+        assert not pod.links.has_default_route(LO)
+
     @pytest.mark.parametrize("source", ["192.0.2.1/32", "2001:db8::/64"])
     def test_a_rule_is_added_once_and_removed(self, pod: Pod, source: str) -> None:
         rule = RuleSpec(source=source, table=100, priority=1000)
@@ -499,6 +527,19 @@ class VfContract(KernelContract):
         assert pf.virtfns[0] == (0, world.vf)
         assert (pf.num_vfs, vf.num_vfs, vf.total_vfs) == (len(pf.virtfns), 0, 0)
         assert vf.netdev_names == (world.spare,)
+
+    def test_neither_a_pf_nor_its_vf_is_lone(self, world: VfWorld, kernel: Kernel) -> None:
+        lone = kernel.lone_addresses()
+        assert world.pf not in lone
+        assert world.vf not in lone
+        for pci in (world.pf, world.vf, *lone):
+            function = kernel.read_function(pci)
+            assert function is not None
+            assert function.lone == (pci in lone)
+
+    def test_nothing_stands_on_a_vf_by_itself(self, world: VfWorld, kernel: Kernel) -> None:
+        assert kernel.uppers(world.spare) == ()
+        assert kernel.uppers(IfName("nope0")) == ()
 
     def test_a_function_that_is_not_there_is_none(self, kernel: Kernel) -> None:
         assert kernel.read_function("0000:ff:1f.7") is None

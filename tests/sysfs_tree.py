@@ -27,6 +27,7 @@ class SysfsTree:
         net: tuple[str, ...] = (),
         numa_node: int = -1,
         iommu_group: int | None = None,
+        pci_class: str = "0x020000",
     ) -> Path:
         """Returns the folder of the function."""
         folder = self._port / pci
@@ -34,6 +35,7 @@ class SysfsTree:
         link(self.bus / "devices" / pci, folder)
         write(folder / "vendor", "0x8086")
         write(folder / "device", device)
+        write(folder / "class", pci_class)
         write(folder / "numa_node", str(numa_node))
         write(folder / "driver_override", "(null)")
         if driver is not None:

@@ -335,6 +335,47 @@ def test_a_vf_that_came_since_the_last_look_is_found(node: Node) -> None:
         assert node.call("ADD", {"deviceID": node.vfs(PF0)[0]}, pod).exit_code == 0
 
 
+LONE = PciAddress("0000:05:00.0")
+LONE_CONFIG = """
+pools:
+- name: fast
+  withoutPf: true
+  select: {vendors: ["8086"], devices: ["10d3"]}
+"""
+
+
+def test_vfs_without_a_pf(node: Node) -> None:
+    """A VF in a pod is no sign of a broken PF; one that the host needs stays out, and that is said once."""
+    node.kernel.add_lone(LONE, "ens5")
+    node.kernel.add_lone("0000:06:00.0", "ens6")
+    node.kernel.uppers_of["ens6"] = ("br0",)
+    pod = node.root / "pod-a"
+    node.kernel.new_pod(pod)
+    before = node.kernel.snapshot()
+    with running(node, LONE_CONFIG):
+        assert set(node.kubelet.wait_devices(FAST, 1)) == {LONE}
+        assert node.call("ADD", {"deviceID": LONE}, pod).exit_code == 0
+        assert node.status() == (50, "all 1 VFs of this node's pools are attached")
+        assert node.call("DEL", {"deviceID": LONE}, pod).exit_code == 0
+        assert node.status() == (0, "")
+        (line,) = node.events("a device stays out of its pool")
+        assert line["reason"] == (
+            "pool fast does not get 0000:06:00.0: br0 of the host stands on its interface ens6"
+        )
+        reply = node.call("ADD", {"deviceID": "0000:06:00.0"}, pod)
+        assert "(br0 of the host stands on its interface ens6)" in json.loads(reply.stdout)["msg"]
+    assert node.kernel.snapshot() == before
+
+
+def test_a_nic_that_the_host_comes_to_need_leaves_its_pool(node: Node) -> None:
+    node.kernel.add_lone(LONE, "ens5")
+    with running(node, LONE_CONFIG):
+        node.kubelet.wait_devices(FAST, 1)
+        node.kernel.uppers_of["ens5"] = ("bond0",)
+        node.call("ADD", {"deviceID": "0000:09:00.0"}, None)
+        node.kubelet.wait_devices(FAST, 0)
+
+
 # -- what is wrong from the start
 
 

@@ -446,3 +446,38 @@ def test_a_device_information_file(tmp_path: Path, vf: PciAddress) -> None:
     write_device_info(path, vf)
     remove_device_info(path, vf)
     assert path.read_text() == "the device plugin's"
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("port", "pci"), "../../x"),
+        (("port", "index"), -1),
+        (("primary",), "a/b"),
+        (("network",), "../x"),
+        (("asked", "mac"), "attached"),
+        (("asked", "device_info"), "/etc/passwd"),
+        (("asked", "change", "vlan"), 2**32),
+        (("original", "netdev", "mac"), "attached"),
+        (("original", "netdev", "name"), ""),
+        (("original", "attributes", "mac"), "x"),
+        (("sandbox", "path"), "/run/\0"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_corrupt(
+    world: World, vf: PciAddress, tmp_path: Path, place: tuple[str, ...], value: object
+) -> None:
+    """It is named, and no VF is touched in its name."""
+    pod = world.new_pod("a")
+    result_of(world.call("ADD", "c1", pod, conf_of(vf, **ALL)))
+    path = tmp_path / "attachments" / "c1@net1.json"
+    record = json.loads(path.read_bytes())
+    inner = record
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(record))
+    before = world.state()
+    code, message = error_of(world.call("DEL", "c1", pod, conf_of(vf)))
+    assert (code, str(path) in message) == (5, True)
+    assert world.state() == before

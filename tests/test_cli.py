@@ -130,7 +130,31 @@ def test_a_node_without_nics_is_told_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert done.exit_code == 0
     assert done.stdout == "This node has no SR-IOV capable NIC: no PCI device here has sriov_totalvfs.\n"
     done = Sriovctl(FakeKernel(), tmp_path, monkeypatch)("--json")
-    assert json.loads(done.stdout) == {"pfs": [], "attachments": []}
+    assert json.loads(done.stdout) == {"pfs": [], "withoutPf": [], "attachments": []}
+
+
+def test_a_nic_that_may_be_a_vf_without_a_pf_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = FakeKernel()
+    kernel.add_lone("0000:05:00.0", "ens5")
+    kernel.add_lone("0000:06:00.0", "ens6")
+    kernel.uppers_of["ens6"] = ("br0",)
+    done = Sriovctl(kernel, tmp_path, monkeypatch)()
+    assert done.exit_code == 0
+    no_pf, _, *rows = done.stdout.splitlines()
+    assert no_pf.startswith("This node has no SR-IOV capable NIC")
+    assert [re.split(r"\s{2,}", row.strip())[:4] for row in rows] == [
+        ["NIC without PF", "0000:05:00.0", "e1000e", "ens5"],
+        ["NIC without PF", "0000:06:00.0", "e1000e", "ens6"],
+    ]
+    assert rows[0].split()[-1] == "0"
+    assert rows[1].endswith("not for pods: br0 of the host stands on its interface ens6")
+    document = json.loads(Sriovctl(kernel, tmp_path, monkeypatch)("--json").stdout)
+    assert [(vf["pci"], vf["pf_pci"]) for vf in document["withoutPf"]] == [
+        ("0000:05:00.0", None),
+        ("0000:06:00.0", None),
+    ]
 
 
 # -- JSON

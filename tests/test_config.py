@@ -1,5 +1,9 @@
 """The agent's config file: what it says, and that every mistake in it is named with its place."""
 
+import re
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +14,7 @@ from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
 PF0, PF1 = PciAddress("0000:01:00.0"), PciAddress("0000:02:00.0")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FULL = """
 resourcePrefix: example.org
 pools:
@@ -63,6 +68,14 @@ def test_everything_that_can_be_said() -> None:
     )
 
 
+def test_a_pool_of_vfs_without_a_pf() -> None:
+    config = parse_config(
+        pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, limits: {mac: false, mtu: 1500}}")
+        + "\nnetworks: [{name: n, pools: [a], mtu: 1400}]"
+    )
+    assert [pool.without_pf for pool in config.resources()] == [True]
+
+
 def test_the_least_that_can_be_said() -> None:
     config = parse_config("pools: []")
     assert config == AgentConfig(pools=())
@@ -75,6 +88,14 @@ def test_the_least_that_can_be_said() -> None:
 def test_pools_as_the_device_plugin_takes_them() -> None:
     names = [(pool.name, pool.select.pf_names) for pool in parse_config(FULL).resources()]
     assert names == [("fast", ("ens0#0-3", "ens1")), ("rest", None)]
+
+
+def test_the_examples_of_the_readme() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    examples = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "pools:" in block]
+    assert len(examples) > 2
+    for example in examples:
+        assert parse_config(example).pools
 
 
 # -- what is wrong, and where
@@ -137,6 +158,32 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
             " expected a range that goes up, 1-2 instead of 2-1",
         ),
         (
+            pools("{name: a, withoutPf: true, select: {pfNames: [ens1]}}"),
+            "pools[0].select.pfNames: ['ens1'] is not valid; expected vendors, devices, drivers or"
+            " pciAddresses instead: with withoutPf, the PF is not on this node and has no name here",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {}}"),
+            "pools[0].select: {} is not valid; expected vendors, devices, drivers or pciAddresses:"
+            " with withoutPf, an empty one would take every NIC of the node",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, vfs: {count: 3}}"),
+            "pools[0].vfs: 3 is not valid; expected no such key beside pools[0].withoutPf:"
+            " it is for a PF, which this node has not",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, limits: {vlans: [3]}}"),
+            "pools[0].limits.vlans: (3,) is not valid; expected no such key beside pools[0].withoutPf:"
+            " it is for a PF, which this node has not",
+        ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}}")
+            + "\nnetworks: [{name: n, pools: [a], vlan: 5}]",
+            "networks[0].vlan: only a PF can set this, and each VF of pool a has its PF outside this node"
+            " (withoutPf); leave it out here and set it where the PF is",
+        ),
+        (
             pools("{name: a, select: {pfNames: []}}"),
             "pools[0].select.pfNames: [] is not valid;"
             " expected at least one entry; leave the key out to take any",
@@ -156,7 +203,7 @@ def test_a_mistake_is_named_with_its_path(text: str, said: str) -> None:
         (pools("{name: a, select: {pciAddresses: [0000:01:10.0]}}"), "pools[0].select.pciAddresses[0]"),
         (pools("{name: 5, select: {}}"), "pools[0].name"),
         (pools("{name: on, select: {}}"), "pools[0].name"),
-        ("pools: []\nresourcePrefix: 2024-01-01", "resourcePrefix"),
+        ("pools: []\nresourcePrefix: 20240101", "resourcePrefix"),
     ],
 )
 def test_what_yaml_takes_for_something_else_needs_quotes(text: str, path: str) -> None:
@@ -234,10 +281,31 @@ def test_a_key_that_is_no_word_is_refused(key: str) -> None:
         "\tpools: []",
         "!!python/object/apply:os.abort []",
         "a: b: c",
+        "pools: " + "[" * 2000,
+        "&a [*a]",
+        "a: &a [1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise(LETTERS)),
+        f"resourcePrefix: {'9' * 5000}",
+        '"\\ud800"',
+        '"\\U00200000"',
+        '"\\U80000000"',
+        "!!bool maybe",
+        "!!int ''",
+        "!!float x",
+        "!!binary x",
+        "!!set {a}",
+        "!!timestamp 2001-99-99",
     ],
 )
 def test_what_is_no_yaml(text: str) -> None:
     assert mistake(text).startswith("not valid YAML: ")
+
+
+def test_a_date_is_text() -> None:
+    assert parse_config("pools: []\nresourcePrefix: 2001-12-31").resource_prefix == "2001-12-31"
+
+
+def test_a_key_of_any_length_makes_a_short_message() -> None:
+    assert len(mistake(f"pools: []\n? {'x' * 5000}\n: 1\n")) < 200
 
 
 @given(st.text())

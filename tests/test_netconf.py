@@ -336,6 +336,50 @@ def test_a_huge_value_makes_a_short_message() -> None:
     assert len(str(caught.value)) < 300
 
 
+def test_a_huge_or_unprintable_key_makes_a_short_message() -> None:
+    for key in ("x" * 1_000_000, "\x1b[31m\n", "\u202e"):
+        options: dict[str, Any] = {key: 1}
+        with pytest.raises(UnsupportedField) as caught:
+            conf(**options)
+        assert len(str(caught.value)) < 600
+        assert str(caught.value).isprintable()
+
+
+STATIC = {"type": "static"}
+RANGES = [[{"subnet": f"{i:x}::/32"}] for i in range(1, 1002)]
+ADDRESSES = [f"10.{i // 250}.{i % 250}.1/24" for i in range(1001)]
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "options"),
+    [
+        ("ipam.ranges", "", {"ipam": {"type": "host-local", "ranges": RANGES}}),
+        ("ips", "", {"ipam": RANGE, "runtimeConfig": {"ips": ADDRESSES}}),
+        ("ipam.addresses", "", {"ipam": STATIC | {"addresses": [{"address": a} for a in ADDRESSES]}}),
+        ("CNI_ARGS IP", "IP=" + ",".join(ADDRESSES), {"ipam": STATIC}),
+        (
+            "CNI_ARGS GATEWAY",
+            "GATEWAY=" + ",".join(a[:-3] for a in ADDRESSES),
+            {"ipam": STATIC | {"addresses": [{"address": "10.0.0.5/24"}]}},
+        ),
+    ],
+)
+def test_what_is_compared_each_with_each_is_bounded(path: str, args: str, options: dict[str, Any]) -> None:
+    """20 000 ranges, which fit on stdin, took two minutes."""
+    with pytest.raises(InvalidInput) as caught:
+        parse(env={"CNI_ARGS": args}, **options)
+    assert str(caught.value) == f"{path}: '1001 entries' is not valid; expected at most 1000"
+
+
+def test_names_fit_into_file_names() -> None:
+    long = "x" * 200
+    assert parse(env={"CNI_CONTAINERID": long}, name=long).conf.name == long
+    refused(7, "name", "at most 200", name=f"{long}x")
+    for command in ("ADD", "DEL"):
+        with pytest.raises(BadEnvironment, match=r"CNI_CONTAINERID: .* at most 200"):
+            parse(command, env={"CNI_CONTAINERID": f"{long}x"})
+
+
 # --- environment ---
 
 

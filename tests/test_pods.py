@@ -206,6 +206,13 @@ class TestForeign:
         give(world, first, second)
         result_of(call(world, "ADD", pod, conf_of(second, ipam={}), CNI_IFNAME="eth1"))
 
+    def test_another_device_plugin_may_have_advertised_it(self) -> None:
+        """On a node that moves over from another set of plugins."""
+        kubelet = OtherResource(True, {("ml", "p"): ["0000:01:10.0"]})
+        vfs = PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: "pool")
+        vfs.refuse_foreign("c", Pod(namespace="ml", name="p"), PciAddress("0000:01:10.0"))
+        assert vfs.of("c", Pod(namespace="ml", name="p")) == ()
+
     def test_no_kubelet_no_question(self, world: World) -> None:
         result_of(call(world, "ADD", world.new_pod("a"), conf_of(world.vfs(PF0)[2])))
         assert world.kubelet.questions == 0
@@ -232,6 +239,11 @@ class TestForeign:
         now[0] = 60.0
         assert vfs.of("c", pod) == given
         assert kubelet.questions == 2
+
+
+class OtherResource(FakeKubelet):
+    def devices_of(self, namespace: str, name: str) -> dict[str, list[str]]:
+        return {"intel.com/vfs": super().devices_of(namespace, name)["x/pool"]}
 
 
 LIMITS = Limits(

@@ -14,6 +14,7 @@ from device_plugin.pools import (
     assign,
     check_pools,
     env_name,
+    held_back,
     parse_pool_name,
     parse_prefix,
     resource_name,
@@ -53,7 +54,7 @@ TWO_PFS = Inventory(pfs=(pf(1, "ens1f0", 7, altnames=("enp1s0f0np0",)), pf(2, "e
 def selected(inventory: Inventory = TWO_PFS, **select: tuple[str, ...]) -> list[str]:
     """`bus:index` of each VF that a selector takes."""
     vfs = assign([Pool(name="p", select=Selector(**select))], inventory)["p"]
-    return [f"{int(vf.pf_pci[5:7], 16)}:{vf.index}" for vf in vfs]
+    return [f"{int(vf.pci[5:7], 16)}:{vf.index}" for vf in vfs]
 
 
 # -- selectors -----------------------------------------------------------------------------------------
@@ -89,6 +90,50 @@ def test_ids_drivers_and_addresses_are_read_as_people_write_them() -> None:
     assert selected(devices=("10c9",)) == []  # the PF's
     assert len(selected(drivers=("VFIO_pci",))) == 7
     assert selected(pci_addresses=("0000:02:10.3", "0000:01:10.0")) == ["1:0", "2:3"]
+
+
+LONE = tuple(
+    Vf(pci=PciAddress(pci), vendor="8086", device=device, driver="igbvf", unusable=unusable)
+    for pci, device, unusable in (
+        ("0000:09:00.0", "10ca", None),
+        ("0000:08:00.0", "10ca", "br0 of the host stands on its interface ens8"),
+        ("0000:07:00.0", "10ca", None),
+        ("0000:06:00.0", "10d3", None),
+    )
+)
+GUEST = Inventory(pfs=TWO_PFS.pfs[:1], lone=LONE)
+
+
+def test_a_pool_takes_vfs_with_a_pf_or_without_one_never_both() -> None:
+    select = Selector(devices=("10ca",))
+    pools = [Pool(name="with", select=select), Pool(name="without", select=select, without_pf=True)]
+    vfs = assign(pools, GUEST)
+    assert [vf.pci for vf in vfs["with"]] == [vf.pci for vf in TWO_PFS.pfs[0].vfs]
+    assert [vf.pci for vf in vfs["without"]] == ["0000:07:00.0", "0000:09:00.0"]
+
+
+def test_what_a_pool_selects_and_does_not_get_is_told() -> None:
+    pools = [Pool(name="p", select=Selector(vendors=("8086",)), without_pf=True)]
+    (line,) = held_back(pools, GUEST)
+    assert line == "pool p does not get 0000:08:00.0: br0 of the host stands on its interface ens8"
+    assert held_back([Pool(name="p", select=Selector(vendors=("8086",)))], GUEST) == ()
+    assert held_back([Pool(name="p", select=Selector(devices=("10d3",)), without_pf=True)], GUEST) == ()
+
+
+@pytest.mark.parametrize(
+    ("select", "said"),
+    [
+        (Selector(), "pools[0].select: {} is not valid; expected vendors, devices, drivers or pciAddresses"),
+        (
+            Selector(pf_names=("ens1f0",)),
+            "pools[0].select.pfNames: ['ens1f0'] is not valid; expected vendors",
+        ),
+    ],
+)
+def test_a_pool_without_pf_says_which_nics_it_means(select: Selector, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_pools([Pool(name="p", select=select, without_pf=True)], PREFIX)
+    assert str(caught.value).startswith(said)
 
 
 def test_a_vf_without_driver_and_a_pf_without_interface() -> None:

@@ -162,3 +162,18 @@ def test_what_cannot_be_taken_back_is_tried_again(scene: Scene) -> None:
     next(iter(scene.world.kernel.namespaces.values())).remove(thief)
     scene.look(1)
     assert scene.world.state() == before
+
+
+def test_nothing_is_left_after_a_reboot(scene: Scene) -> None:
+    """VFs, namespaces and records went with the kernel and with /run; the leases on disk did not. The runtime
+    may still send the DELs of the pods that were."""
+    world = scene.world
+    before = world.state()
+    for number, vf in enumerate(world.vfs(PF0)):
+        scene.attach(vf, f"c{number}", vlan=100 + number, name="one" if number % 2 else "two")
+    assert len(world.leases()) == 14
+    world.reboot()
+    assert world.state() == before
+    assert world.call("DEL", "c0", None, conf_of(world.vfs(PF0)[0], name="two")).exit_code == 0
+    assert world.state() == before
+    scene.attach(world.vfs(PF0)[0], "c0")

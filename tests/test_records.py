@@ -19,6 +19,10 @@ class Note(msgspec.Struct, frozen=True):
     text: str
 
 
+class Keyed(msgspec.Struct, frozen=True):
+    key: str
+
+
 class Died(BaseException):
     """The process ends here."""
 
@@ -160,7 +164,10 @@ def _dies_at(step: str, death: type[BaseException], patch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"text": 5}', b'{"other": "a"}', b'{"text": "a"}trailing'],
+    [
+        *(b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"text": 5}', b'{"other": "a"}'),
+        *(b'{"text": "a"}trailing', b'{"a":' * 5000),
+    ],
 )
 def test_a_corrupt_record_is_named_and_kept(store: RecordStore[Note], folder: Path, content: bytes) -> None:
     store.write("good", OLD)
@@ -170,6 +177,15 @@ def test_a_corrupt_record_is_named_and_kept(store: RecordStore[Note], folder: Pa
     assert (folder / "bad.json").read_bytes() == content
     assert store.read("good") == OLD
     assert restarted(folder).list_keys() == ["bad", "good"]
+
+
+def test_a_record_under_another_key_is_corrupt(folder: Path) -> None:
+    """What is undone in its name would be another's."""
+    store = RecordStore(folder, Keyed)
+    store.write("a", Keyed("a"))
+    (folder / "a.json").rename(folder / "b.json")
+    with pytest.raises(CorruptRecord, match=r"b\.json cannot be read: it is the record of 'a'"):
+        store.read("b")
 
 
 # -- keys

@@ -145,3 +145,9 @@ def test_an_unknown_key_is_named_with_its_value_and_the_nearest_key() -> None:
     assert (
         str(UnsupportedField("zzz", 1, ["b", "a"])) == "zzz: unknown key (its value is 1); known here: a, b"
     )
+
+
+def test_an_error_always_fits_on_the_wire() -> None:
+    error = json.loads(error_json("1.1.0", 7, "x" * 2_000_000, "y" * 2_000_000))
+    assert (len(error["msg"]), len(error["details"])) == (4096, 4096)
+    assert error["msg"].endswith("x...")

@@ -9,7 +9,7 @@ from tests.sysfs_tree import SysfsTree, link, write
 from vf_manager.errors import KernelError
 from vf_manager.kernel.api import PciFunction
 from vf_manager.kernel.sysfs import Sysfs
-from vf_manager.model import PciAddress
+from vf_manager.model import IfName, PciAddress
 
 PF = PciAddress("0000:01:00.0")
 VF0 = PciAddress("0000:01:10.0")
@@ -86,8 +86,32 @@ def test_pfs_are_those_that_can_have_vfs_in_address_order(tree: SysfsTree) -> No
     assert Sysfs(tree.root).pf_addresses() == [PF, "0000:05:00.0"]
 
 
+def test_lone_nics_have_neither_a_pf_nor_the_capability(tree: SysfsTree) -> None:
+    tree.add_pf(PF)
+    tree.add_vf(PF, 0, VF0)
+    tree.add_pf("0000:07:00.0", total_vfs=0)  # a PF whose driver wants no VFs
+    tree.add_function("0000:00:1f.2", device="0x2922", driver="ahci", pci_class="0x010601")
+    tree.add_function("0000:08:00.0", device="0x10ca", driver="igbvf", net=("ens8",))
+    tree.add_function("0000:05:00.0", device="0x1018", driver="mlx5_core", pci_class="0x020700")
+    (tree.add_function("0000:09:00.0") / "class").unlink()
+    sysfs = Sysfs(tree.root)
+    assert sysfs.lone_addresses() == ["0000:05:00.0", "0000:08:00.0"]
+    read = {pci: sysfs.read(pci) for pci in (PF, VF0, "0000:07:00.0", "0000:00:1f.2", "0000:08:00.0")}
+    assert [pci for pci, function in read.items() if function and function.lone] == ["0000:08:00.0"]
+
+
+def test_what_stands_on_an_interface(tree: SysfsTree) -> None:
+    folder = tree.root / "class/net/ens8"
+    folder.mkdir(parents=True)
+    for name in ("upper_ens8.7", "upper_br0", "lower_ens9", "master", "mtu"):
+        (folder / name).touch()
+    sysfs = Sysfs(tree.root)
+    assert sysfs.uppers(IfName("ens8")) == ("br0", "ens8.7")
+    assert sysfs.uppers(IfName("ens9")) == ()
+
+
 def test_a_machine_without_pci(tmp_path: Path) -> None:
-    assert Sysfs(tmp_path).pf_addresses() == []
+    assert Sysfs(tmp_path).pf_addresses() == Sysfs(tmp_path).lone_addresses() == []
     assert Sysfs(tmp_path).read(PF) is None
 
 

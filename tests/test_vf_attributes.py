@@ -398,8 +398,9 @@ def test_there_is_nothing_to_restore(which: str, request: pytest.FixtureRequest)
 
 def test_an_address_that_is_another_device_by_now_is_left_alone() -> None:
     vf = Vf()
-    other = VfPort(pci=vf.pci, pf=vf.kernel.add_pf("0000:02:00.0", "ens2"), index=0)
-    vf.kernel.set_num_vfs(other.pf, 1)
+    pf = vf.kernel.add_pf("0000:02:00.0", "ens2")
+    other = VfPort(pci=vf.pci, pf=pf, index=0)
+    vf.kernel.set_num_vfs(pf, 1)
     before = vf.kernel.snapshot()
     with vf.kernel.links() as host:
         restore_vf_attributes(vf.kernel, host, other, VfChange(trust=True))

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tests.cni_world import PF0, World, conf_of, error_of
+from tests.fake_kernel import FakeFunction
+from vf_manager.kernel.api import LinkChange, PciFunction, RouteSpec
+from vf_manager.model import PciAddress
 
+HOST_NIC, SPARE_NIC = PciAddress("0000:05:00.0"), PciAddress("0000:06:00.0")
+HOST_VF = PciAddress("0000:02:11.2")
+DISK = PciAddress("0000:00:1f.2")
 CASES: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     "vlan too large": ({"vlan": 4095}, 7, ("vlan", "4095", "0", "4094")),
     "vlan is no number": ({"vlan": "100"}, 7, ("vlan", "'100'")),
@@ -26,6 +32,21 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     "link state": ({"link_state": "up"}, 7, ("link_state", "up", "auto")),
     "mtu too small": ({"mtu": 60}, 7, ("mtu", "60", "68")),
     "deviceID malformed": ({"deviceID": "../01:10.0"}, 7, ("deviceID", "../01:10.0")),
+    "deviceID is a path": ({"deviceID": "../x"}, 7, ("deviceID", "../x", "PCI address")),
+    "deviceID leaves its folder": ({"deviceID": f"{PF0}/../{PF0}"}, 7, ("deviceID", "..", "PCI address")),
+    "deviceID in the runtime's words": ({"runtimeConfig": {"deviceID": "../x"}}, 7, ("deviceID", "../x")),
+    "deviceID of no NIC": ({"deviceID": DISK}, 7, ("deviceID", DISK, "not an SR-IOV virtual function")),
+    "deviceID of a NIC in no pool": ({"deviceID": SPARE_NIC}, 7, ("deviceID", SPARE_NIC, "in no pool")),
+    "deviceID of the host's own NIC": (
+        {"deviceID": HOST_NIC},
+        7,
+        ("deviceID", HOST_NIC, "the host's default route goes by its interface ens5"),
+    ),
+    "deviceID of a VF that the host uses": (
+        {"deviceID": HOST_VF},
+        7,
+        ("deviceID", HOST_VF, "the host's default route goes by its interface ens1v6"),
+    ),
     "deviceID of a PF": ({"deviceID": PF0}, 7, ("deviceID", PF0, "physical function")),
     "deviceID unknown": ({"deviceID": "0000:09:00.0"}, 7, ("deviceID", "0000:09:00.0")),
     "two devices": ({"runtimeConfig": {"deviceID": "0000:09:00.0"}}, 7, ("deviceID", "0000:09:00.0")),
@@ -45,7 +66,17 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    world = World(tmp_path)
+    world.kernel.add_lone(HOST_NIC, "ens5")
+    world.kernel.add_lone(SPARE_NIC, "ens6")
+    world.kernel.functions[DISK] = FakeFunction(PciFunction(pci=DISK, vendor="8086", device="2922"))
+    with world.kernel.links() as host:
+        for name in ("ens5", "ens1v6"):
+            link = host.read(name=name)
+            assert link is not None
+            host.set_link(link.netdev.ifindex, LinkChange(up=True))
+            host.add_route(link.netdev.ifindex, RouteSpec(dst="0.0.0.0/0", table=link.netdev.ifindex))
+    return world
 
 
 @pytest.mark.parametrize("name", CASES)

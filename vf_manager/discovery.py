@@ -6,12 +6,15 @@ number; the rest is sysfs.
 
 import re
 
+import msgspec
+
 from vf_manager.errors import KernelError, NotFound, Refused
 from vf_manager.kernel.api import Kernel, LinkInfo, Links, PciFunction
 from vf_manager.model import Netdev, PciAddress, Pf, Vf, VfAttributes
 
 # drivers/net/*: phys_port_name of representors is "pf0vf3", "c1pf0vf3", "pf0sf88"; of an uplink "p0" or none.
 _REPRESENTOR = re.compile(r"(c\d+)?pf\d+(vf|sf)\d+")
+_VIRTIO_DRIVER = "virtio-pci"
 
 
 def read_pfs(kernel: Kernel) -> tuple[Pf, ...]:
@@ -27,12 +30,38 @@ def read_pfs(kernel: Kernel) -> tuple[Pf, ...]:
     return tuple(pfs)
 
 
-def find_pf_of(kernel: Kernel, pci: PciAddress) -> PciAddress:
-    """The PF of a VF, by sysfs alone. Raises NotFound (no such device) and Refused (not a VF)."""
+def read_lone(kernel: Kernel) -> tuple[Vf, ...]:
+    """Everything that may be a VF without a PF, in address order."""
+    addresses = kernel.lone_addresses()
+    if not addresses:
+        return ()
+    with kernel.links() as links:
+        all_links = links.dump()
+        functions = [f for pci in addresses if (f := kernel.read_function(pci)) is not None]
+        vfs = [_vf(f, None, 0, _own_netdev(f, all_links), None) for f in functions]
+        return tuple(msgspec.structs.replace(vf, unusable=why_unusable(kernel, links, vf)) for vf in vfs)
+
+
+def why_unusable(kernel: Kernel, host: Links, vf: Vf) -> str | None:
+    """Why no pod may have it: the host would miss it, or the pod find nothing in it. None: one may."""
+    if vf.driver == _VIRTIO_DRIVER:
+        return f"its driver is {_VIRTIO_DRIVER}, so its network interface is another device's"
+    if vf.netdev is None:
+        return None
+    if uppers := kernel.uppers(vf.netdev.name):
+        return f"{', '.join(uppers)} of the host stands on its interface {vf.netdev.name}"
+    if vf.netdev.up and host.has_default_route(vf.netdev.ifindex):
+        return f"the host's default route goes by its interface {vf.netdev.name}"
+    return None
+
+
+def find_pf_of(kernel: Kernel, pci: PciAddress) -> PciAddress | None:
+    """The PF of a VF, by sysfs alone; None for what may be a VF without one. Raises NotFound (no such device)
+    and Refused (not a VF)."""
     function = kernel.read_function(pci)
     if function is None:
         raise NotFound(f"there is no PCI device {pci} on this node")
-    if function.physfn is None:
+    if function.physfn is None and not function.lone:
         kind = "a physical function" if function.total_vfs else "not an SR-IOV virtual function"
         raise Refused(f"{pci} is {kind}; only a virtual function (VF) can be given to a pod")
     return function.physfn
@@ -40,8 +69,11 @@ def find_pf_of(kernel: Kernel, pci: PciAddress) -> PciAddress:
 
 def read_vf(kernel: Kernel, links: Links, pci: PciAddress, *, with_attributes: bool = True) -> Vf:
     """One VF, now. `links` are the host's. Raises NotFound (no such device) and Refused (not a VF)."""
-    pf = kernel.read_function(find_pf_of(kernel, pci))
+    physfn = find_pf_of(kernel, pci)
+    pf = kernel.read_function(physfn) if physfn else None
     function = kernel.read_function(pci)
+    if function is not None and function.lone:
+        return _vf(function, None, 0, _function_netdev(links, function), None)
     index = next((i for i, address in pf.virtfns if address == pci), None) if pf else None
     if pf is None or function is None or index is None:
         raise NotFound(f"VF {pci} is going away: its PF does not list it any more")
@@ -87,8 +119,7 @@ def _read_pf(
     for index, address in function.virtfns:
         vf_function = kernel.read_function(address)
         if vf_function is not None:
-            link = next(iter(_of_device(vf_function, all_links)), None)
-            netdev = link.netdev if link else None
+            netdev = _own_netdev(vf_function, all_links)
             vfs.append(_vf(vf_function, function.pci, index, netdev, attributes.get(index)))
     return Pf(
         pci=function.pci,
@@ -107,7 +138,11 @@ def _read_pf(
 
 
 def _vf(
-    function: PciFunction, pf: PciAddress, index: int, netdev: Netdev | None, attributes: VfAttributes | None
+    function: PciFunction,
+    pf: PciAddress | None,
+    index: int,
+    netdev: Netdev | None,
+    attributes: VfAttributes | None,
 ) -> Vf:
     return Vf(
         pci=function.pci,
@@ -121,6 +156,10 @@ def _vf(
         iommu_group=function.iommu_group,
         attributes=attributes,
     )
+
+
+def _own_netdev(function: PciFunction, links: list[LinkInfo]) -> Netdev | None:
+    return next((link.netdev for link in _of_device(function, links)), None)
 
 
 def _of_device(function: PciFunction, links: list[LinkInfo]) -> list[LinkInfo]:

@@ -21,7 +21,7 @@ class InvalidInput(SriovError):
         self.key = key
         self.value = value
         self.expected = expected
-        super().__init__(f"{key}: {shorten(value)} is not valid; expected {expected}")
+        super().__init__(f"{plain(key)}: {shorten(value)} is not valid; expected {expected}")
 
 
 class Refused(SriovError):
@@ -65,6 +65,11 @@ class KernelError(SriovError):
     @property
     def transient(self) -> bool:  # type: ignore[override]
         return self.code in (errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ETIMEDOUT)
+
+
+def plain(text: str, limit: int = 160) -> str:
+    """A key of the caller's for a message: as it is, if it can be printed and is of a sane length."""
+    return text if text.isprintable() and len(text) <= limit else shorten(text, limit)
 
 
 def shorten(value: object, limit: int = 80) -> str:

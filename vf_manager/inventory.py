@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Callable
 
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
-from vf_manager.discovery import read_pfs
+from vf_manager.discovery import read_lone, read_pfs
 from vf_manager.errors import SriovError
 from vf_manager.kernel.api import Kernel
 from vf_manager.model import Inventory
@@ -39,9 +40,12 @@ class InventoryKeeper:
     def refresh(self) -> Inventory:
         """Look now. Raises SriovError; the snapshot before it then stays."""
         with self._looking:
-            pfs = read_pfs(self._kernel)
-            if pfs != self._current.pfs or self._current.generation == 0:
-                self._current = Inventory(generation=self._current.generation + 1, pfs=pfs)
+            old = self._current
+            new = Inventory(
+                generation=old.generation, pfs=read_pfs(self._kernel), lone=read_lone(self._kernel)
+            )
+            if new != old or old.generation == 0:
+                self._current = msgspec.structs.replace(new, generation=old.generation + 1)
                 for subscriber in self._subscribers:
                     subscriber(self._current)
             return self._current

@@ -19,12 +19,12 @@ class DeviceLocks:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._vfs: set[PciAddress] = set()
-        self._users: Counter[PciAddress] = Counter()  # of each PF, by way of its VFs
+        self._users: Counter[PciAddress | None] = Counter()  # of each PF, by way of its VFs
         self._pfs: set[PciAddress] = set()
 
     @contextmanager
-    def vf(self, pf: PciAddress, vf: PciAddress, timeout_s: float) -> Iterator[None]:
-        """For one attachment's work on a VF."""
+    def vf(self, pf: PciAddress | None, vf: PciAddress, timeout_s: float) -> Iterator[None]:
+        """For one attachment's work on a VF. `pf` None: it has none here."""
         with self._changed:
             self._wait(lambda: vf not in self._vfs and pf not in self._pfs, vf, timeout_s)
             self._vfs.add(vf)

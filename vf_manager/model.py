@@ -6,7 +6,7 @@ Words are the kernel's: see Documentation/PCI/pci-iov-howto.rst (PF, VF) and inc
 
 import re
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Annotated, Any, NewType
 
 import msgspec
 
@@ -15,6 +15,7 @@ from vf_manager.errors import InvalidInput
 PciAddress = NewType("PciAddress", str)  # "0000:3b:02.1", lower case, with domain
 IfName = NewType("IfName", str)  # 1-15 bytes, no '/', no white space (net/core/dev.c dev_valid_name)
 Mac = NewType("Mac", str)  # "02:00:00:aa:bb:cc", lower case
+U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]  # of netlink; a record that says otherwise is corrupt
 
 ZERO_MAC = Mac("00:00:00:00:00:00")
 
@@ -46,13 +47,13 @@ class VfAttributes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     mac: Mac = ZERO_MAC  # administrative MAC; all zero = none set
-    vlan: int = 0
-    qos: int = 0
+    vlan: U32 = 0
+    qos: U32 = 0
     proto: VlanProto = VlanProto.DOT1Q
     spoofchk: bool | None = None
     trust: bool | None = None
-    min_tx_rate: int | None = None
-    max_tx_rate: int | None = None
+    min_tx_rate: U32 | None = None
+    max_tx_rate: U32 | None = None
     link_state: LinkState | None = None
 
 
@@ -64,13 +65,13 @@ class VfChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     mac: Mac | None = None
-    vlan: int | None = None
-    qos: int | None = None
+    vlan: U32 | None = None
+    qos: U32 | None = None
     proto: VlanProto | None = None
     spoofchk: bool | None = None
     trust: bool | None = None
-    min_tx_rate: int | None = None
-    max_tx_rate: int | None = None
+    min_tx_rate: U32 | None = None
+    max_tx_rate: U32 | None = None
     link_state: LinkState | None = None
 
     def is_empty(self) -> bool:
@@ -86,10 +87,10 @@ class VfChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Netdev(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A network interface as rtnetlink shows it (RTM_GETLINK)."""
 
-    ifindex: int
+    ifindex: U32
     name: IfName
     mac: Mac
-    mtu: int
+    mtu: U32
     up: bool = False  # IFF_UP, administrative
     carrier: bool = False
     altnames: tuple[str, ...] = ()
@@ -99,11 +100,15 @@ class Netdev(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class Vf(msgspec.Struct, frozen=True, kw_only=True):
     """One virtual function. `netdev` is None when no interface of it is in the host's network namespace:
-    it is in a pod, or the driver makes none (vfio-pci), or there is no driver."""
+    it is in a pod, or the driver makes none (vfio-pci), or there is no driver.
+
+    `pf_pci` None: its PF is not on this node. In a virtual machine that was given VFs each is a network
+    function like any other, and nothing tells it from a NIC that is none.
+    """
 
     pci: PciAddress
-    pf_pci: PciAddress
-    index: int
+    pf_pci: PciAddress | None = None
+    index: int = 0  # at its PF
     vendor: str  # "8086", four lower-case hex digits
     device: str  # "10ca"
     driver: str | None = None
@@ -111,6 +116,7 @@ class Vf(msgspec.Struct, frozen=True, kw_only=True):
     numa_node: int | None = None
     iommu_group: int | None = None
     attributes: VfAttributes | None = None  # None: the PF has no netdev or does not answer for its VFs
+    unusable: str | None = None  # without a PF: why it cannot be given to a pod
 
 
 class Pf(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,13 +142,15 @@ class Pf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
-    """All PFs and VFs of the node at one moment. `generation` grows by one at each change seen."""
+    """All PFs and VFs of the node at one moment. `generation` grows by one at each change seen. `lone`: what
+    may be VFs without a PF."""
 
     generation: int = 0
     pfs: tuple[Pf, ...] = ()
+    lone: tuple[Vf, ...] = ()
 
     def vfs(self) -> list[Vf]:
-        return [vf for pf in self.pfs for vf in pf.vfs]
+        return [*(vf for pf in self.pfs for vf in pf.vfs), *self.lone]
 
     def find_vf(self, pci: str) -> Vf | None:
         return next((vf for vf in self.vfs() if vf.pci == pci), None)

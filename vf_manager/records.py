@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from vf_manager.errors import CorruptRecord
+from vf_manager.errors import CorruptRecord, shorten
 
 T = TypeVar("T", bound=msgspec.Struct)
 _SUFFIX = ".json"
@@ -42,16 +42,19 @@ class RecordStore(Generic[T]):
         self._sync()
 
     def read(self, key: str) -> T | None:
-        """None if there is no such record. Raises CorruptRecord."""
+        """None if there is no such record. Raises CorruptRecord, also if it says that it has another key."""
         path = self._path(key)
         try:
-            return self._decoder.decode(path.read_bytes())
+            record = self._decoder.decode(path.read_bytes())
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise CorruptRecord(
-                f"record {path} cannot be read: {e}; move it away once its VF is in order"
-            ) from e
+            raise _corrupt(path, str(e)) from e
+        except RecursionError:
+            raise _corrupt(path, "it is nested too deeply") from None
+        if (own := getattr(record, "key", key)) != key:
+            raise _corrupt(path, f"it is the record of {shorten(own)}")
+        return record
 
     def remove(self, key: str) -> None:
         """A record that is not there is no error."""
@@ -73,3 +76,7 @@ class RecordStore(Generic[T]):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _corrupt(path: Path, why: str) -> CorruptRecord:
+    return CorruptRecord(f"record {path} cannot be read: {why}; move it away once its VF is in order")

@@ -9,9 +9,9 @@ import time
 import msgspec
 
 from vf_manager.discovery import host_link, pf_link
-from vf_manager.errors import KernelError, NotFound
+from vf_manager.errors import KernelError, NotFound, Refused
 from vf_manager.kernel.api import Kernel, LinkChange, LinkInfo, Links
-from vf_manager.model import ZERO_MAC, Mac, PciAddress, VfAttributes, VfChange
+from vf_manager.model import U32, ZERO_MAC, Mac, PciAddress, VfAttributes, VfChange
 from vf_manager.quirks import quirk_of
 
 # The order in which rtnetlink.c do_setvfinfo takes the attributes of a message; it stops at the first error.
@@ -31,16 +31,17 @@ _MAC_RETRIED = (errno.EADDRNOTAVAIL, errno.EAGAIN, errno.EBUSY, errno.EPERM)
 
 
 class VfPort(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a VF is reached: its own address, and its index at its PF."""
+    """Where a VF is reached: its own address, and its index at its PF. `pf` None: it has none on this node,
+    and so no attributes but those of its own interface."""
 
     pci: PciAddress
-    pf: PciAddress
-    index: int
+    pf: PciAddress | None = None
+    index: U32 = 0
 
 
 def set_vf_attributes(kernel: Kernel, host: Links, port: VfPort, wanted: VfChange) -> None:
     """Program what differs from `wanted`, in one message. Raises KernelError naming the attribute refused."""
-    pf = pf_link(kernel, host, port.pf, with_vfs=True)
+    pf = pf_link(kernel, host, _pf_of(port), with_vfs=True)
     change = difference(pf.vfs.get(port.index, VfAttributes()), wanted)
     if not change.is_empty():
         _write(kernel, host, port, pf, change)
@@ -84,7 +85,7 @@ def assign_mac(kernel: Kernel, host: Links, port: VfPort, mac: Mac) -> None:
     then looks as if it were set; only the write sets it.
     """
     if _mirrors(kernel, port):
-        pf = pf_link(kernel, host, port.pf)
+        pf = pf_link(kernel, host, _pf_of(port))
         _write(kernel, host, port, pf, VfChange(mac=ZERO_MAC))
         set_vf_mac(kernel, host, port.pci, mac)
         _write(kernel, host, port, pf, VfChange(mac=mac))
@@ -105,7 +106,7 @@ def restore_macs(kernel: Kernel, host: Links, port: VfPort, administrative: Mac,
     # Where the PF mirrors the VF's MAC, equal values do not tell whether one is set: write zeros anyway.
     mirrored = _mirrors(kernel, port) and own is not None
     if mirrored:
-        _write(kernel, host, port, pf_link(kernel, host, port.pf), VfChange(mac=ZERO_MAC))
+        _write(kernel, host, port, pf_link(kernel, host, _pf_of(port)), VfChange(mac=ZERO_MAC))
     else:
         set_vf_attributes(kernel, host, port, VfChange(mac=administrative))
     if own is not None:
@@ -163,7 +164,7 @@ def _attributes(kernel: Kernel, host: Links, port: VfPort) -> VfAttributes | Non
     if function is None or function.physfn != port.pf:
         return None
     try:
-        return pf_link(kernel, host, port.pf, with_vfs=True).vfs.get(port.index)
+        return pf_link(kernel, host, _pf_of(port), with_vfs=True).vfs.get(port.index)
     except NotFound:
         return None
 
@@ -199,5 +200,11 @@ def _mirrors(kernel: Kernel, port: VfPort) -> bool:
 
 
 def _pf_driver(kernel: Kernel, port: VfPort) -> str | None:
-    function = kernel.read_function(port.pf)
+    function = kernel.read_function(_pf_of(port))
     return function.driver if function else None
+
+
+def _pf_of(port: VfPort) -> PciAddress:
+    if port.pf is None:
+        raise Refused(f"VF {port.pci} has no PF on this node: its attributes are out of reach")
+    return port.pf

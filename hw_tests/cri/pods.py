@@ -15,7 +15,7 @@ NAMESPACE = "rig"
 # What the agent, or the executable in its place, says when the same call may succeed later (CNI code 11).
 RETRYABLE = re.compile(r"node agent|try again")
 _RETRY_S = 0.5
-_PATIENCE_S = 90.0
+_PATIENCE_S = 180.0
 
 
 @dataclass

@@ -41,6 +41,7 @@ PACKAGES = (
     "iputils-ping",
     "kmod",
     "nftables",
+    "podman",
     "procps",
     "python3",
     "runc",

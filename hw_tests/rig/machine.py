@@ -1,4 +1,5 @@
-"""Adapter: the emulated machine: QEMU with two igb NICs on one wire, and byte channels into the guest."""
+"""Adapter: the emulated machine: QEMU with two igb NICs and a plain one on one wire, and byte channels into
+the guest."""
 
 import os
 import signal
@@ -128,6 +129,9 @@ def _command_line(
         mac = f"52:54:00:82:57:6{nic}"
         # Without a root port of its own a NIC shows no VFs; without a boot ROM the BIOS is done sooner.
         command += ["-device", f"igb,id=nic{nic},netdev=wire{nic},bus=rp{nic},romfile=,mac={mac}"]
+    # In the guest it stands for a VF whose PF is at a hypervisor: a NIC like any other.
+    command += ["-netdev", "hubport,id=wire-plain,hubid=0"]
+    command += ["-device", "e1000e,id=plain,netdev=wire-plain,romfile=,mac=52:54:00:10:d3:01"]
     return command
 
 

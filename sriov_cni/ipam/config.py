@@ -7,7 +7,7 @@ are its own.
 """
 
 import ipaddress
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import msgspec
 
@@ -23,6 +23,7 @@ _STATIC_KEYS = frozenset({"type", "addresses", "routes", "dns", "probe"})
 _ROUTE_KEYS = frozenset({"dst", "gw", "mtu", "advmss", "priority", "table", "scope"})
 _DNS_KEYS = frozenset({"nameservers", "domain", "search", "options"})
 _U32 = 2**32 - 1
+_MOST_ENTRIES = 1000  # of what is compared each with each
 
 
 class HostLocalConf(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +123,7 @@ def _parse_host_local(ipam: Fields, request: IpRequest) -> HostLocalConf:
         raise InvalidInput(
             ipam.path_of("ranges"), ipam.values.get("ranges"), "at least one range (or a subnet)"
         )
+    _refuse_too_many("ipam.ranges", [span for ranges in sets for span in ranges])
     _refuse_overlaps(sets)
     return HostLocalConf(
         range_sets=_assign_requests(sets, _requested_addresses(request)),
@@ -204,6 +206,11 @@ def address_of(fields: Fields, key: str, subnet: Network) -> Address | None:
     return address
 
 
+def _refuse_too_many(path: str, entries: Sequence[object]) -> None:
+    if len(entries) > _MOST_ENTRIES:
+        raise InvalidInput(path, f"{len(entries)} entries", f"at most {_MOST_ENTRIES}")
+
+
 def _refuse_overlaps(sets: list[Ranges]) -> None:
     seen: list[AddressRange] = []
     for span in (span for ranges in sets for span in ranges):
@@ -215,9 +222,7 @@ def _refuse_overlaps(sets: list[Ranges]) -> None:
 
 def _requested_addresses(request: IpRequest) -> list[tuple[Address, str]]:
     """With the path of each. All three places count, as in the reference plugin."""
-    texts = [
-        ("CNI_ARGS IP", part.strip()) for part in request.env_args.get("IP", "").split(",") if part.strip()
-    ]
+    texts = [("CNI_ARGS IP", part) for part in _comma_list(request.env_args, "IP")]
     for fields in (request.cni_args, request.runtime):
         texts += [(f"{fields.path_of('ips')}[{i}]", text) for i, text in enumerate(fields.strings("ips"))]
     found: dict[Address, str] = {}
@@ -226,6 +231,7 @@ def _requested_addresses(request: IpRequest) -> list[tuple[Address, str]]:
         if address is None:
             raise InvalidInput(path, text, "an IP address")
         found.setdefault(address, path)
+    _refuse_too_many("ips", [*found])
     return list(found.items())
 
 
@@ -256,6 +262,7 @@ def _parse_static(ipam: Fields, request: IpRequest) -> StaticConf:
     """Addresses: runtimeConfig.ips alone, else args.cni.ips alone, else the config's plus CNI_ARGS'."""
     ipam.refuse_unknown(_STATIC_KEYS)
     configured = [_parse_static_address(fields) for fields in ipam.children("addresses")]
+    _refuse_too_many(ipam.path_of("addresses"), configured)
     dns = ipam.child("dns")
     addresses = (
         _addresses_in(request.runtime)
@@ -291,21 +298,21 @@ def _with_env_args(configured: list[IpConfig], env_args: Mapping[str, str]) -> l
     for text in _comma_list(env_args, "IP"):
         parse_network(text, "CNI_ARGS IP")
         addresses.append(IpConfig(address=canonical(text)))
+    networks = [ipaddress.ip_interface(ip.address).network for ip in addresses]
     for text in _comma_list(env_args, "GATEWAY"):
         gateway = parse_address(text)
         if gateway is None:
             raise InvalidInput("CNI_ARGS GATEWAY", text, "an IP address")
-        addresses = [
-            msgspec.structs.replace(ip, gateway=str(gateway))
-            if gateway in ipaddress.ip_interface(ip.address).network
-            else ip
-            for ip in addresses
-        ]
+        for index, network in enumerate(networks):
+            if gateway in network:
+                addresses[index] = msgspec.structs.replace(addresses[index], gateway=str(gateway))
     return addresses
 
 
 def _comma_list(env_args: Mapping[str, str], key: str) -> list[str]:
-    return [part.strip() for part in env_args.get(key, "").split(",") if part.strip()]
+    parts = [part.strip() for part in env_args.get(key, "").split(",") if part.strip()]
+    _refuse_too_many(f"CNI_ARGS {key}", parts)
+    return parts
 
 
 def _parse_routes(ipam: Fields) -> tuple[Route, ...]:

@@ -75,6 +75,14 @@ class LeaseDir:
                 yield Leases(self.path, self._boot_id, self._owners.part(self.path))
 
 
+def sweep_all(data_dir: Path, *, boot_id: str) -> None:
+    """Remove our leases of earlier boots from every network's directory, in use or not. Raises Busy and
+    KernelError."""
+    for lock in sorted(data_dir.glob("*/lock")):
+        with LeaseDir(lock.parent, boot_id=boot_id).locked() as leases:
+            leases.sweep()
+
+
 class Leases:
     """The content of a locked lease directory. Names are addresses as text; owners are file contents."""
 

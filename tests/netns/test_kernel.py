@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel_contract import KernelContract
 from tests.netns.conftest import open_fds
-from tests.netns.namespaces import LinuxWorld, ip
+from tests.netns.namespaces import LinuxWorld, add_veth, ip
 from vf_manager.errors import KernelError
 from vf_manager.kernel.api import LinkChange, Links, RouteSpec
 from vf_manager.kernel.linux import LinuxKernel
@@ -55,6 +55,43 @@ class TestWords:
         with pytest.raises(KernelError, match="write '1' to sysctl net/ipv4/conf/lo: EISDIR"):
             world.kernel.write_sysctl(netns, "net/ipv4/conf/lo", "1")
         netns.close()
+
+
+class TestRoutesWithSeveralLinks:
+    """`ip` makes what the product never does: routes of several hops, and by nexthop objects."""
+
+    @pytest.mark.parametrize("tells_hops", ["1", "0"])
+    def test_a_default_route_is_one_of_each(self, world: LinuxWorld, tells_hops: str) -> None:
+        add_veth("other0", "far0")
+        add_veth("third0", "far1")
+        for name in ("peer0", "far0", "far1"):
+            ip("link", "set", name, "up")
+        for number, name in enumerate(("spare0", "other0", "third0")):
+            ip("address", "add", f"198.18.{number}.1/24", "dev", name)
+            ip("address", "add", f"fd00:{number}::1/64", "dev", name, "nodad")
+            ip("link", "set", name, "up")
+        hops = (
+            "nexthop",
+            "via",
+            "198.18.0.2",
+            "dev",
+            "spare0",
+            "nexthop",
+            "via",
+            "198.18.1.2",
+            "dev",
+            "other0",
+        )
+        ip("route", "add", "default", *hops)
+        with world.kernel.links() as links:
+            found = [links.has_default_route(ifindex_of(links, n)) for n in ("spare0", "other0", "third0")]
+            assert found == [True, True, False]
+            # Without compatibility such a route does not tell its links (ip-sysctl.rst nexthop_compat_mode).
+            Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text(tells_hops)
+            ip("nexthop", "add", "id", "7", "via", "fd00:2::2", "dev", "third0")
+            ip("-6", "route", "add", "default", "nhid", "7")
+            assert links.has_default_route(ifindex_of(links, "third0"))
+            assert not links.has_default_route(ifindex_of(links, "peer0"))
 
 
 class TestInterruptedDumps:

@@ -35,6 +35,7 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
     num_vfs: int = 0
     autoprobe: bool = True
     virtfns: tuple[tuple[int, PciAddress], ...] = ()
+    lone: bool = False  # a NIC with neither a PF nor an SR-IOV capability: maybe a VF whose PF is elsewhere
 
 
 class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,12 +141,18 @@ class Links(Protocol):
         """Of every table, those that the kernel makes by itself included. `dst` is always a CIDR; numbers
         that the kernel does not tell are None, `table` never is."""
 
+    def has_default_route(self, ifindex: int) -> bool:
+        """Whether a default route of any table and family goes by this link, be it one of several hops."""
+
 
 class Kernel(Protocol):
     """The kernel of the node. Methods raise KernelError when the kernel refuses."""
 
     def pf_addresses(self) -> list[PciAddress]:
         """Every PCI function that has the SR-IOV capability, in address order."""
+
+    def lone_addresses(self) -> list[PciAddress]:
+        """Every PCI function that is `lone`, in address order."""
 
     def read_function(self, pci: str) -> PciFunction | None:
         """None if there is no such device."""
@@ -155,6 +162,9 @@ class Kernel(Protocol):
 
     def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
         """Bind a function to this driver, or to its default driver with None."""
+
+    def uppers(self, name: IfName) -> tuple[str, ...]:
+        """The host's interfaces that stand on this one of the host's: bridges, bonds, VLANs."""
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         """`legacy` or `switchdev` of each PCI function whose driver has devlink and an eswitch."""

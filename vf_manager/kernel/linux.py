@@ -14,7 +14,7 @@ from vf_manager.kernel.netns import Netns, own, write_sysctl
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
-from vf_manager.model import Mac, Netdev, PciAddress
+from vf_manager.model import IfName, Mac, Netdev, PciAddress
 
 
 class LinuxKernel:
@@ -25,6 +25,9 @@ class LinuxKernel:
 
     def pf_addresses(self) -> list[PciAddress]:
         return self._sysfs.pf_addresses()
+
+    def lone_addresses(self) -> list[PciAddress]:
+        return self._sysfs.lone_addresses()
 
     def read_function(self, pci: str) -> PciFunction | None:
         return self._sysfs.read(pci)
@@ -37,6 +40,9 @@ class LinuxKernel:
 
     def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
         self._sysfs.bind_driver(pci, driver)
+
+    def uppers(self, name: IfName) -> tuple[str, ...]:
+        return self._sysfs.uppers(name)
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         return read_eswitch_modes()

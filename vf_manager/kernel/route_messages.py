@@ -73,9 +73,13 @@ def pack_route(ifindex: int, route: RouteSpec) -> bytes:
     return body
 
 
-def pack_route_query(family: int) -> bytes:
-    """For GETROUTE."""
-    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+def pack_route_query(family: int, ifindex: int) -> bytes:
+    """For GETROUTE: the routes that leave by this link."""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attributes.pack_u32(_RTA_OIF, ifindex)
+
+
+def is_default(message: bytes) -> bool:
+    return _RTMSG.unpack_from(message)[1] == 0
 
 
 def read_route(message: bytes) -> tuple[int | None, RouteSpec]:

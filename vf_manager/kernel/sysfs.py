@@ -1,7 +1,8 @@
 """Adapter: PCI functions and their SR-IOV controls in sysfs.
 
 Sources: Documentation/ABI/testing/sysfs-bus-pci (sriov_totalvfs, sriov_numvfs, sriov_drivers_autoprobe,
-driver_override), drivers/pci/iov.c (virtfnN and physfn links).
+driver_override), drivers/pci/iov.c (virtfnN and physfn links), include/linux/pci_ids.h (class codes),
+net/core/dev.c netdev_adjacent_sysfs_add (upper_NAME links).
 """
 
 import errno
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from vf_manager.errors import KernelError
 from vf_manager.kernel.api import PciFunction
-from vf_manager.model import PciAddress
+from vf_manager.model import IfName, PciAddress
 
+_NETWORK_CLASS = "0x02"  # PCI_BASE_CLASS_NETWORK
 _ATTRIBUTE_MAX = 4096  # Documentation/filesystems/sysfs.rst: a page
 
 
@@ -28,11 +30,11 @@ class Sysfs:
 
     def pf_addresses(self) -> list[PciAddress]:
         """Every function that has the SR-IOV capability, in address order."""
-        if not self._devices.is_dir():
-            return []
-        with os.scandir(self._devices) as entries:
-            names = [entry.name for entry in entries]
-        return sorted(PciAddress(n) for n in names if self._number(n, "sriov_totalvfs"))
+        return [pci for pci in self._addresses() if self._number(pci, "sriov_totalvfs")]
+
+    def lone_addresses(self) -> list[PciAddress]:
+        """Every network function that is neither a VF of a PF here nor able to have VFs, in address order."""
+        return [pci for pci in self._addresses() if self._is_lone(pci)]
 
     def read(self, pci: str) -> PciFunction | None:
         """One function, or None if there is no such device."""
@@ -51,13 +53,19 @@ class Sysfs:
             driver=self._link(pci, "driver"),
             numa_node=numa if numa is not None and numa >= 0 else None,
             iommu_group=int(group) if group and group.isdigit() else None,
-            netdev_names=tuple(self._names(pci, "net")),
+            netdev_names=tuple(_list(f"{self._devices}/{pci}/net")),
             physfn=PciAddress(physfn) if physfn else None,
             total_vfs=total,
             num_vfs=count,
             autoprobe=not total or self._number(pci, "sriov_drivers_autoprobe") != 0,
             virtfns=self._virtfns(pci, count),
+            lone=physfn is None and self._is_lone(pci),
         )
+
+    def uppers(self, name: IfName) -> tuple[str, ...]:
+        """The interfaces that stand on this one; none for an interface that is not there."""
+        entries = _list(f"{self._net}/{name}")
+        return tuple(e.removeprefix("upper_") for e in entries if e.startswith("upper_"))
 
     def ifindex(self, name: str) -> int | None:
         text = _read(f"{self._net}/{name}/ifindex")
@@ -91,6 +99,18 @@ class Sysfs:
                 f"is the module loaded? the function is now bound to {bound or 'no driver'}",
             )
 
+    def _addresses(self) -> list[PciAddress]:
+        return [PciAddress(name) for name in _list(str(self._devices))]
+
+    def _is_lone(self, pci: str) -> bool:
+        """A function whose driver wants no VFs has the capability all the same: 0 of them."""
+        folder = self._devices / pci
+        return (
+            (self._text(pci, "class") or "").startswith(_NETWORK_CLASS)
+            and not os.path.lexists(folder / "physfn")
+            and not os.path.lexists(folder / "sriov_totalvfs")
+        )
+
     def _virtfns(self, pci: str, count: int) -> tuple[tuple[int, PciAddress], ...]:
         found = []
         for index in range(count):
@@ -114,12 +134,6 @@ class Sysfs:
             return os.readlink(f"{self._devices}/{pci}/{name}").rpartition("/")[2]
         except OSError:
             return None
-
-    def _names(self, pci: str, name: str) -> list[str]:
-        try:
-            return sorted(os.listdir(f"{self._devices}/{pci}/{name}"))
-        except OSError:
-            return []
 
     def _write(self, pci: str, name: str, value: str) -> None:
         self._write_path(self._devices / pci / name, value, f"write {value.strip()!r} to {name} of {pci}")
@@ -148,6 +162,14 @@ def _read(path: str) -> str | None:
         return None
     finally:
         os.close(fd)
+
+
+def _list(folder: str) -> list[str]:
+    """The names in a folder, in order; none where it is absent."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 @contextmanager
