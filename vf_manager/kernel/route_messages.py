@@ -74,8 +74,12 @@ def pack_route(ifindex: int, route: RouteSpec) -> bytes:
 
 
 def pack_route_query(family: int, ifindex: int) -> bytes:
-    """For GETROUTE: the routes of one link."""
+    """For GETROUTE: the routes that leave by this link."""
     return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attributes.pack_u32(_RTA_OIF, ifindex)
+
+
+def is_default(message: bytes) -> bool:
+    return _RTMSG.unpack_from(message)[1] == 0
 
 
 def read_route(message: bytes) -> tuple[int | None, RouteSpec]:

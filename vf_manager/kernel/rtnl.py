@@ -127,20 +127,19 @@ class Rtnl:
             self._netlink.change(route_messages.NEWROUTE, message, CREATE)
 
     def routes(self, ifindex: int) -> list[RouteSpec]:
-        messages = self._dump_routes(ifindex)
-        return [route for index, route in map(route_messages.read_route, messages) if index == ifindex]
+        found = (route_messages.read_route(message) for message in self._dump_routes(ifindex))
+        return [route for index, route in found if index == ifindex]
 
     def has_default_route(self, ifindex: int) -> bool:
-        routes = (route_messages.read_route(m)[1] for m in self._dump_routes(ifindex))
-        return any(route.dst.endswith("/0") for route in routes)
+        return any(map(route_messages.is_default, self._dump_routes(ifindex)))
 
     def _dump_routes(self, ifindex: int) -> list[bytes]:
         """The kernel picks them (net/ipv4/fib_frontend.c ip_valid_fib_dump_req): it knows the links of a
-        route with several hops or with a nexthop object, which RTA_OIF does not tell."""
+        route with several hops or with a nexthop object. ENODEV: there is no such link."""
         found: list[bytes] = []
         for family in route_messages.FAMILIES:
+            query = route_messages.pack_route_query(family, ifindex)
             with _kernel_errors(f"list the routes of link {ifindex}", ignore=(errno.ENODEV,)):
-                query = route_messages.pack_route_query(family, ifindex)
                 found += self._netlink.dump(route_messages.GETROUTE, query)
         return found
 

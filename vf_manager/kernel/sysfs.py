@@ -16,7 +16,6 @@ from vf_manager.kernel.api import PciFunction
 from vf_manager.model import IfName, PciAddress
 
 _NETWORK_CLASS = "0x02"  # PCI_BASE_CLASS_NETWORK
-
 _ATTRIBUTE_MAX = 4096  # Documentation/filesystems/sysfs.rst: a page
 
 
