@@ -46,7 +46,7 @@ test-netns: setup ## the running kernel's network namespaces, with veth pairs; n
 	@.ci/step "namespace tests" $(SUDO) $(PYTHON) -m pytest tests/netns -q
 
 test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
-	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 2400 -- \
+	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 4500 -- \
 	    python3 -m pytest hw_tests -q -p no:cacheprovider
 
 setup: $(VENV)/.ready shim $(PAUSE)
