@@ -1,6 +1,7 @@
 """Orchestrator: one CNI call from request to reply. The only place where errors become CNI codes."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
@@ -8,6 +9,7 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attach import Attacher
+from sriov_cni.attachment import attachment_key
 from sriov_cni.chain import FallbackChain
 from sriov_cni.environment import Command
 from sriov_cni.messages import CniReply, CniRequest
@@ -15,6 +17,9 @@ from sriov_cni.netconf import CniCall, parse_call, version_of
 from sriov_cni.pod_attach import PodAttacher
 from sriov_cni.spec import BadEnvironment, ErrorCode, code_of, error_json, render_result
 from vf_manager.errors import InvalidInput, SriovError
+
+
+_REMEMBERED = 512
 
 
 class CniHandler:
@@ -34,6 +39,7 @@ class CniHandler:
         self._fallback = fallback
         self._refuse_unready = refuse_unready
         self._log = log
+        self._detached: deque[str] = deque(maxlen=_REMEMBERED)  # container ids are never used again
 
     def __call__(self, request: CniRequest) -> CniReply:
         self._log.debug("call", command=request.env.get("CNI_COMMAND"))
@@ -80,11 +86,13 @@ class CniHandler:
 
     def _delete(self, call: CniCall, netns_fd: int | None) -> None:
         assert call.ifname is not None
-        if self._fallback is not None and self._fallback.delete(call, netns_fd):
+        key = attachment_key(call.container_id, call.ifname)
+        chained = self._fallback is not None and self._fallback.delete(call, netns_fd)
+        if chained or self._pods.delete(call, netns_fd):
+            self._detached.append(key)
             return
-        if self._pods.delete(call, netns_fd):
-            return
-        if self._fallback is not None and not call.names_device:
+        # Runtimes send a second DEL for each pod; the chain's plugins need not run for that.
+        if self._fallback is not None and not call.names_device and key not in self._detached:
             self._fallback.delete_unknown(call, call.runtime_config, netns_fd)
         self._attacher.release_leases(call.conf.name, call.conf.ipam, call.container_id, call.ifname)
         self._log.info("nothing to detach", container=call.container_id, ifname=call.ifname)

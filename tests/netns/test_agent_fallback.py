@@ -83,6 +83,11 @@ def test_a_pod_without_a_vf(scene: Scene) -> None:
     assert (scene.records(), scene.leases()) == ([], [])
     assert "8080" not in said("iptables-save", "-t", "nat")
     scene.call("DEL")
+    scene.list.write_text("{")
+    scene.call("DEL")  # the second one of a runtime needs no plugin
+    scene.pod.name = "unknown"
+    with pytest.raises(CniError, match=r"fallback\.conflist"):
+        scene.call("DEL")
 
 
 def test_an_agent_that_was_killed_meanwhile_knows_what_the_chain_made(scene: Scene) -> None:
