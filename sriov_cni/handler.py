@@ -18,7 +18,6 @@ from sriov_cni.pod_attach import PodAttacher
 from sriov_cni.spec import BadEnvironment, ErrorCode, code_of, error_json, render_result
 from vf_manager.errors import InvalidInput, SriovError
 
-
 _REMEMBERED = 512
 
 
