@@ -10,7 +10,7 @@ from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
 from vf_manager.kernel.devlink import read_eswitch_modes
-from vf_manager.kernel.netns import Netns, own, write_sysctl
+from vf_manager.kernel.netns import Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
@@ -62,8 +62,8 @@ class LinuxKernel:
     def links(self, netns: NetnsHandle | None = None) -> AbstractContextManager[Links]:
         return Rtnl(own(netns) if netns else None)
 
-    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
-        own(netns).run(lambda: write_sysctl(name, value))
+    def write_sysctls(self, netns: NetnsHandle, values: Sequence[tuple[str, str]]) -> None:
+        own(netns).run(lambda: write_sysctls(values))
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         try:

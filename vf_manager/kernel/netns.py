@@ -9,7 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,11 +87,16 @@ def own(handle: NetnsHandle) -> Netns:
     return handle
 
 
-def write_sysctl(name: str, value: str) -> None:
-    """Write one sysctl of the calling thread's namespace, e.g. `net/ipv4/conf/eth0/arp_notify`.
+def write_sysctls(values: Sequence[tuple[str, str]]) -> None:
+    """Write sysctls of the calling thread's namespace, e.g. `net/ipv4/conf/eth0/arp_notify`.
 
-    A sysctl that this kernel does not have (ENOENT) is left alone: features come and go with versions.
+    One that this kernel does not have (ENOENT) is left alone: features come and go with versions.
     """
+    for name, value in values:
+        _write_sysctl(name, value)
+
+
+def _write_sysctl(name: str, value: str) -> None:
     operation = f"write {value!r} to sysctl {name}"
     try:
         fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
