@@ -1,7 +1,7 @@
 """Adapter: the running kernel, as `vf_manager.kernel.api.Kernel`."""
 
 import errno
-import threading
+import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -67,10 +67,9 @@ class LinuxKernel:
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         try:
-            raw = own(netns).run(lambda: send_announcements(netdev, addresses))
+            own(netns).run(lambda: send_announcements(netdev, addresses), afterwards=socket.socket.close)
         except OSError as e:
             raise KernelError(f"announce addresses on {netdev.name}", e.errno or errno.EIO) from e
-        threading.Thread(target=raw.close, name="announced", daemon=True).start()
 
     def find_holders(
         self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str], timeout_s: float

@@ -54,8 +54,11 @@ class Netns:
             os.close(self.fd)
             self.fd = -1
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Call `function` inside this namespace, on a thread of its own. Its exception comes out here."""
+    def run(self, function: Callable[[], T], *, afterwards: Callable[[T], object] | None = None) -> T:
+        """Call `function` inside this namespace, on a thread of its own. Its exception comes out here.
+
+        `afterwards` gets its result on the same thread, and nobody waits for it; it must not fail.
+        """
         result: list[T] = []
         failure: list[BaseException] = []
 
@@ -68,6 +71,8 @@ class Netns:
                 failure.append(e)
             finally:
                 done.release()
+            if result and afterwards is not None:
+                afterwards(result[0])
 
         done = _thread.allocate_lock()
         done.acquire()
