@@ -25,16 +25,19 @@ class Ground:
     pod: Links | None = None
     ipam: Ipam | None = None
     addresses: IpamResult = field(default_factory=IpamResult)
-    _index_in_pod: int = 0  # where the VF was seen last: by it, one link is read instead of all
+    # Where the VF was seen last: by its index one link is read, instead of all or of its way through sysfs.
+    _index_in_host: int = 0
+    _index_in_pod: int = 0
 
     def in_host(self, pci: PciAddress) -> Netdev | None:
-        return host_link(self.kernel, self.host, pci)
+        found = _still_there(self.host, self._index_in_host, pci) or host_link(self.kernel, self.host, pci)
+        self._index_in_host = found.ifindex if found else 0
+        return found
 
     def in_pod(self, pci: PciAddress) -> Netdev | None:
         if self.pod is None:
             return None
-        seen = self.pod.read(ifindex=self._index_in_pod) if self._index_in_pod else None
-        found = seen.netdev if seen and seen.parent == pci else find_link(self.pod, pci)
+        found = _still_there(self.pod, self._index_in_pod, pci) or find_link(self.pod, pci)
         self._index_in_pod = found.ifindex if found else 0
         return found
 
@@ -44,6 +47,11 @@ class Ground:
         if netdev is None or self.pod is None or self.pod_netns is None:
             raise NotFound(f"VF {pci} is not in the pod's network namespace any more")
         return self.pod_netns, self.pod, netdev
+
+
+def _still_there(links: Links, ifindex: int, pci: PciAddress) -> Netdev | None:
+    seen = links.read(ifindex=ifindex) if ifindex else None
+    return seen.netdev if seen is not None and seen.parent == pci else None
 
 
 @contextmanager

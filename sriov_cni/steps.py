@@ -228,8 +228,8 @@ class SetUpInPod(msgspec.Struct, frozen=True):
     def apply(self, ground: Ground) -> None:
         netns, pod, netdev = ground.pod_side(self.pci)
         addresses = [ip.address for ip in ground.addresses.ips]
-        for name, value in _sysctls(self.ifname, addresses, shared=self.asked.table is not None):
-            ground.kernel.write_sysctl(netns, name, value)
+        sysctls = _sysctls(self.ifname, addresses, shared=self.asked.table is not None)
+        ground.kernel.write_sysctls(netns, sysctls)
         change = LinkChange(up=True, promisc=self.asked.promisc, allmulti=self.asked.allmulti)
         if self.asked.probe and addresses:
             pod.set_link(netdev.ifindex, change)

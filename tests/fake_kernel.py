@@ -234,14 +234,15 @@ class FakeKernel:
     def links(self, netns: NetnsHandle | None = None) -> Iterator[Links]:
         yield FakeLinks(self, self._enter(netns) if netns else _HOST_INO)
 
-    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
+    def write_sysctls(self, netns: NetnsHandle, values: Sequence[tuple[str, str]]) -> None:
         """Those of an interface are there as long as it is; any other name is taken for a known one."""
-        self.on_change("write_sysctl")
         number = self._enter(netns)
-        parts = name.split("/")
-        of_link = parts[2:3] == ["conf"] and len(parts) == 5 and parts[3] not in ("all", "default")
-        if not of_link or any(i.netdev.name == parts[3] for i in self.namespaces[number]):
-            self.sysctls[number, name] = value
+        for name, value in values:
+            self.on_change("write_sysctl")
+            parts = name.split("/")
+            of_link = parts[2:3] == ["conf"] and len(parts) == 5 and parts[3] not in ("all", "default")
+            if not of_link or any(i.netdev.name == parts[3] for i in self.namespaces[number]):
+                self.sysctls[number, name] = value
 
     def find_holders(
         self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str], timeout_s: float

@@ -485,9 +485,9 @@ class KernelContract:
         assert host.read(name=world.spare) is not None
 
     def test_a_sysctl_that_is_absent_is_no_error(self, kernel: Kernel, pod: Pod) -> None:
-        kernel.write_sysctl(pod.netns, "net/ipv4/conf/lo/arp_notify", "1")
-        kernel.write_sysctl(pod.netns, "net/ipv4/conf/lo/nobody_knows_this", "1")
-        kernel.write_sysctl(pod.netns, "net/ipv4/conf/nope0/arp_notify", "1")
+        names = ("lo/arp_notify", "lo/nobody_knows_this", "nope0/arp_notify", "lo/arp_ignore")
+        kernel.write_sysctls(pod.netns, [(f"net/ipv4/conf/{name}", "1") for name in names])
+        kernel.write_sysctls(pod.netns, [])
 
     # -- announcements
 

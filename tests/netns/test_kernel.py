@@ -51,9 +51,9 @@ class TestWords:
         netns = Netns(world.new_space().fd)
         name = "net/ipv4/conf/lo/arp_notify"
         with pytest.raises(KernelError, match=f"write 'often' to sysctl {name}: EINVAL"):
-            world.kernel.write_sysctl(netns, name, "often")
+            world.kernel.write_sysctls(netns, [(name, "1"), (name, "often")])
         with pytest.raises(KernelError, match="write '1' to sysctl net/ipv4/conf/lo: EISDIR"):
-            world.kernel.write_sysctl(netns, "net/ipv4/conf/lo", "1")
+            world.kernel.write_sysctls(netns, [("net/ipv4/conf/lo", "1")])
         netns.close()
 
 

@@ -180,8 +180,9 @@ class Kernel(Protocol):
     def links(self, netns: NetnsHandle | None = None) -> AbstractContextManager[Links]:
         """Of the given namespace, or of the host's."""
 
-    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
-        """E.g. `net/ipv4/conf/eth0/arp_notify`. A sysctl that this kernel does not have is left alone."""
+    def write_sysctls(self, netns: NetnsHandle, values: Sequence[tuple[str, str]]) -> None:
+        """(name, value) in this order, e.g. `net/ipv4/conf/eth0/arp_notify`. A sysctl that this kernel does
+        not have is left alone."""
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         """Tell the wire who has these addresses (CIDRs) now: gratuitous ARP, unsolicited neighbour

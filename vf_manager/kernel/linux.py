@@ -1,7 +1,7 @@
 """Adapter: the running kernel, as `vf_manager.kernel.api.Kernel`."""
 
 import errno
-import threading
+import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,7 +10,7 @@ from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
 from vf_manager.kernel.devlink import read_eswitch_modes
-from vf_manager.kernel.netns import Netns, own, write_sysctl
+from vf_manager.kernel.netns import Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
@@ -62,15 +62,14 @@ class LinuxKernel:
     def links(self, netns: NetnsHandle | None = None) -> AbstractContextManager[Links]:
         return Rtnl(own(netns) if netns else None)
 
-    def write_sysctl(self, netns: NetnsHandle, name: str, value: str) -> None:
-        own(netns).run(lambda: write_sysctl(name, value))
+    def write_sysctls(self, netns: NetnsHandle, values: Sequence[tuple[str, str]]) -> None:
+        own(netns).run(lambda: write_sysctls(values))
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         try:
-            raw = own(netns).run(lambda: send_announcements(netdev, addresses))
+            own(netns).run(lambda: send_announcements(netdev, addresses), afterwards=socket.socket.close)
         except OSError as e:
             raise KernelError(f"announce addresses on {netdev.name}", e.errno or errno.EIO) from e
-        threading.Thread(target=raw.close, name="announced", daemon=True).start()
 
     def find_holders(
         self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str], timeout_s: float

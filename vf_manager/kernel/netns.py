@@ -9,7 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,8 +54,11 @@ class Netns:
             os.close(self.fd)
             self.fd = -1
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Call `function` inside this namespace, on a thread of its own. Its exception comes out here."""
+    def run(self, function: Callable[[], T], *, afterwards: Callable[[T], object] | None = None) -> T:
+        """Call `function` inside this namespace, on a thread of its own. Its exception comes out here.
+
+        `afterwards` gets its result on the same thread, and nobody waits for it; it must not fail.
+        """
         result: list[T] = []
         failure: list[BaseException] = []
 
@@ -68,6 +71,8 @@ class Netns:
                 failure.append(e)
             finally:
                 done.release()
+            if result and afterwards is not None:
+                afterwards(result[0])
 
         done = _thread.allocate_lock()
         done.acquire()
@@ -87,11 +92,16 @@ def own(handle: NetnsHandle) -> Netns:
     return handle
 
 
-def write_sysctl(name: str, value: str) -> None:
-    """Write one sysctl of the calling thread's namespace, e.g. `net/ipv4/conf/eth0/arp_notify`.
+def write_sysctls(values: Sequence[tuple[str, str]]) -> None:
+    """Write sysctls of the calling thread's namespace, e.g. `net/ipv4/conf/eth0/arp_notify`.
 
-    A sysctl that this kernel does not have (ENOENT) is left alone: features come and go with versions.
+    One that this kernel does not have (ENOENT) is left alone: features come and go with versions.
     """
+    for name, value in values:
+        _write_sysctl(name, value)
+
+
+def _write_sysctl(name: str, value: str) -> None:
     operation = f"write {value!r} to sysctl {name}"
     try:
         fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)

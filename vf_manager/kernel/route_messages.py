@@ -79,7 +79,7 @@ def pack_route_query(family: int, ifindex: int) -> bytes:
 
 
 def is_default(message: bytes) -> bool:
-    return bool(_RTMSG.unpack_from(message)[1] == 0)
+    return message[1] == 0  # dst_len
 
 
 def read_route(message: bytes) -> tuple[int | None, RouteSpec]:
