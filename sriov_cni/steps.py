@@ -294,7 +294,8 @@ class Announce(msgspec.Struct, frozen=True):
 
     def apply(self, ground: Ground) -> None:
         netns, pod, netdev = ground.pod_side(self.pci)
-        wait_until(lambda: _has_carrier(pod, netdev.ifindex), _CARRIER_TIMEOUT_S)
+        if not netdev.carrier:
+            wait_until(lambda: _has_carrier(pod, netdev.ifindex), _CARRIER_TIMEOUT_S)
         four = [ip.address for ip in ground.addresses.ips if ":" not in ip.address]
         try:
             ground.kernel.announce(netns, netdev, four)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import ipaddress
 import struct
 
 import pytest
@@ -146,3 +147,18 @@ def test_a_rule_reads_back_as_it_was_meant(table: int) -> None:
 @pytest.mark.parametrize("address", ["192.0.2.1/24", "2001:db8::1/64", "192.0.2.1/32"])
 def test_an_address_reads_back_as_it_was_meant(address: str) -> None:
     assert route_messages.read_address(route_messages.pack_address(3, address)) == (3, address)
+
+
+@given(st.ip_addresses(v=4) | st.ip_addresses(v=6), st.integers(0, 128))
+def test_addresses_and_networks_are_those_of_the_standard_library(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, prefix: int
+) -> None:
+    cidr = f"{address}/{min(prefix, address.max_prefixlen)}"
+    interface = ipaddress.ip_interface(cidr)
+    sent = attributes.read(route_messages.pack_address(3, cidr), 8)
+    expected = {1: interface.ip.packed, 2: interface.ip.packed}
+    if interface.version == 4 and interface.network.prefixlen < 31:
+        expected[4] = interface.network.broadcast_address.packed
+    assert sent == expected
+    _, route = route_messages.read_route(route_messages.pack_route(3, RouteSpec(dst=cidr)))
+    assert ipaddress.ip_network(route.dst) == interface.network

@@ -58,24 +58,27 @@ def why_unusable(kernel: Kernel, host: Links, vf: Vf) -> str | None:
 def find_pf_of(kernel: Kernel, pci: PciAddress) -> PciAddress | None:
     """The PF of a VF, by sysfs alone; None for what may be a VF without one. Raises NotFound (no such device)
     and Refused (not a VF)."""
+    return _read_vf_function(kernel, pci).physfn
+
+
+def _read_vf_function(kernel: Kernel, pci: PciAddress) -> PciFunction:
     function = kernel.read_function(pci)
     if function is None:
         raise NotFound(f"there is no PCI device {pci} on this node")
     if function.physfn is None and not function.lone:
         kind = "a physical function" if function.total_vfs else "not an SR-IOV virtual function"
         raise Refused(f"{pci} is {kind}; only a virtual function (VF) can be given to a pod")
-    return function.physfn
+    return function
 
 
 def read_vf(kernel: Kernel, links: Links, pci: PciAddress, *, with_attributes: bool = True) -> Vf:
     """One VF, now. `links` are the host's. Raises NotFound (no such device) and Refused (not a VF)."""
-    physfn = find_pf_of(kernel, pci)
-    pf = kernel.read_function(physfn) if physfn else None
-    function = kernel.read_function(pci)
-    if function is not None and function.lone:
+    function = _read_vf_function(kernel, pci)
+    if function.physfn is None:
         return _vf(function, None, 0, _function_netdev(links, function), None)
+    pf = kernel.read_function(function.physfn)
     index = next((i for i, address in pf.virtfns if address == pci), None) if pf else None
-    if pf is None or function is None or index is None:
+    if pf is None or index is None:
         raise NotFound(f"VF {pci} is going away: its PF does not list it any more")
     attributes = pf_link(kernel, links, pf.pci, with_vfs=True).vfs.get(index) if with_attributes else None
     return _vf(function, pf.pci, index, _function_netdev(links, function), attributes)

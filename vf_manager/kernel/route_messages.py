@@ -3,7 +3,6 @@
 Sources: include/uapi/linux/if_addr.h, rtnetlink.h, fib_rules.h; man 7 rtnetlink.
 """
 
-import ipaddress
 import socket
 import struct
 
@@ -31,13 +30,13 @@ _FR_ACT_TO_TBL = 1
 def pack_address(ifindex: int, address: str) -> bytes:
     """For NEWADDR. `address`: CIDR. An IPv6 address is optimistic (RFC 4429) where the interface's sysctl
     optimistic_dad allows it: usable at once, duplicates still detected."""
-    interface = ipaddress.ip_interface(address)
-    prefix, packed = interface.network.prefixlen, interface.ip.packed
-    flags = _IFA_F_OPTIMISTIC if interface.version == 6 else 0
-    body = _IFADDR.pack(_family(interface.version), prefix, flags, 0, ifindex)
+    family, packed, prefix = _parse_cidr(address)
+    flags = _IFA_F_OPTIMISTIC if family == socket.AF_INET6 else 0
+    body = _IFADDR.pack(family, prefix, flags, 0, ifindex)
     body += attributes.pack(_IFA_LOCAL, packed) + attributes.pack(_IFA_ADDRESS, packed)
-    if interface.version == 4 and prefix < 31:
-        body += attributes.pack(_IFA_BROADCAST, interface.network.broadcast_address.packed)
+    if family == socket.AF_INET and prefix < 31:
+        broadcast = int.from_bytes(packed) | (1 << 32 - prefix) - 1
+        body += attributes.pack(_IFA_BROADCAST, broadcast.to_bytes(4))
     return body
 
 
@@ -55,17 +54,16 @@ def read_address(message: bytes) -> tuple[int, str]:
 
 def pack_route(ifindex: int, route: RouteSpec) -> bytes:
     """For NEWROUTE."""
-    network = ipaddress.ip_network(route.dst, strict=False)
-    default = _RT_SCOPE_LINK if network.version == 4 and route.gateway is None else _RT_SCOPE_UNIVERSE
+    family, address, prefix = _parse_cidr(route.dst)
+    default = _RT_SCOPE_LINK if family == socket.AF_INET and route.gateway is None else _RT_SCOPE_UNIVERSE
     scope = default if route.scope is None else route.scope
     table = _RT_TABLE_MAIN if route.table is None else route.table
     short = table if table < 256 else _RT_TABLE_COMPAT
-    family = _family(network.version)
-    head = (family, network.prefixlen, 0, 0, short, _RTPROT_STATIC, scope, _RTN_UNICAST, 0)
-    body = _RTMSG.pack(*head) + attributes.pack(_RTA_DST, network.network_address.packed)
+    head = (family, prefix, 0, 0, short, _RTPROT_STATIC, scope, _RTN_UNICAST, 0)
+    body = _RTMSG.pack(*head) + attributes.pack(_RTA_DST, _network_of(address, prefix))
     body += attributes.pack_u32(_RTA_OIF, ifindex) + attributes.pack_u32(_RTA_TABLE, table)
     if route.gateway is not None:
-        body += _gateway(network.version, route.gateway)
+        body += _gateway(family, route.gateway)
     if metrics := _metrics(route):
         body += attributes.pack(_RTA_METRICS, metrics)
     if route.priority is not None:
@@ -101,10 +99,10 @@ def read_route(message: bytes) -> tuple[int | None, RouteSpec]:
 
 def pack_rule(rule: RuleSpec) -> bytes:
     """For NEWRULE and DELRULE."""
-    network = ipaddress.ip_network(rule.source)
+    family, source, prefix = _parse_cidr(rule.source)
     short = rule.table if rule.table < 256 else 0
-    body = _RULE.pack(_family(network.version), 0, network.prefixlen, 0, short, _FR_ACT_TO_TBL, 0)
-    body += attributes.pack(_FRA_SRC, network.network_address.packed)
+    body = _RULE.pack(family, 0, prefix, 0, short, _FR_ACT_TO_TBL, 0)
+    body += attributes.pack(_FRA_SRC, source)
     body += attributes.pack_u32(_FRA_PRIORITY, rule.priority)
     return body + attributes.pack_u32(_FRA_TABLE, rule.table)
 
@@ -127,12 +125,13 @@ def read_rule(message: bytes) -> RuleSpec | None:
     )
 
 
-def _gateway(version: int, gateway: str) -> bytes:
+def _gateway(family: int, gateway: str) -> bytes:
     """One of the other family is said with its family (RFC 5549)."""
-    address = ipaddress.ip_address(gateway)
-    if address.version == version:
-        return attributes.pack(_RTA_GATEWAY, address.packed)
-    return attributes.pack(_RTA_VIA, struct.pack("=H", _family(address.version)) + address.packed)
+    own = _family_of(gateway)
+    packed = socket.inet_pton(own, gateway)
+    if own == family:
+        return attributes.pack(_RTA_GATEWAY, packed)
+    return attributes.pack(_RTA_VIA, struct.pack("=H", own) + packed)
 
 
 def _read_gateway(family: int, found: attributes.Attributes) -> str | None:
@@ -155,5 +154,19 @@ def _any(family: int) -> str:
     return "0.0.0.0" if family == socket.AF_INET else "::"
 
 
-def _family(version: int) -> int:
-    return socket.AF_INET if version == 4 else socket.AF_INET6
+def _parse_cidr(text: str) -> tuple[int, bytes, int]:
+    """(family, address, prefix length). It was checked where it came from; here it is on the way of each ADD,
+    and the objects of `ipaddress` take as long as the kernel does."""
+    address, _, prefix = text.partition("/")
+    family = _family_of(address)
+    packed = socket.inet_pton(family, address)
+    return family, packed, int(prefix) if prefix else len(packed) * 8
+
+
+def _network_of(address: bytes, prefix: int) -> bytes:
+    host_bits = len(address) * 8 - prefix
+    return (int.from_bytes(address) >> host_bits << host_bits).to_bytes(len(address))
+
+
+def _family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
