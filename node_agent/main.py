@@ -23,6 +23,9 @@ from vf_manager.kernel.api import Kernel
 from vf_manager.kernel.linux import LinuxKernel
 
 CONFIG = Path("/etc/sriov-underlay/config.yaml")
+# Calls that come at once wait for each other's turn in Python, not for each other's work in the kernel: with
+# the usual 5 ms a thread whose answer is there sits by, and the kernel with it.
+_SWITCH_INTERVAL_S = 0.0005
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,6 +38,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     """`kernel`: the running one if not given."""
     options = _parse(argv)
     log = _logger(options.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         config = parse_config(options.config.read_text())
     except (OSError, UnicodeDecodeError, ConfigError) as e:

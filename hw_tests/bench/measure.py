@@ -37,9 +37,10 @@ from hw_tests.bench.results import (
 )
 
 _WARM_ROUNDS = 2
-# A move ends with a grace period of the kernel's, and those end at ticks of its clock. Who starts right then
-# is in luck by up to a tick; a runtime calls when it likes.
-_OUT_OF_STEP_S = 0.02
+# Before each call. A move ends with a grace period of the kernel's, and those end at ticks of its clock: who
+# starts right then is in luck by up to a tick, and who starts while the call before still has one running is
+# not. A runtime calls when it likes.
+_PAUSE_S = (0.02, 0.04)
 _WARM_CYCLES = 100
 
 
@@ -103,7 +104,7 @@ def _rounds(
         slot = slots[number % len(slots)]
         for who, contender in contenders.items():
             for verb, call in ((ADD, contender.add), (DEL, contender.delete)):
-                time.sleep(random.uniform(0, _OUT_OF_STEP_S))
+                time.sleep(random.uniform(*_PAUSE_S))
                 samples[who][verb].append(call(slot))
             settle()
     return samples
