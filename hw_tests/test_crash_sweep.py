@@ -32,6 +32,7 @@ def bench(node: Node, before: Snapshot, tmp_path: Path) -> Iterator[Bench]:
         mac="02:00:00:00:cd:66",
         spoofchk="off",
         trust="on",
+        min_tx_rate=0,
         max_tx_rate=200,
         mtu=1400,
         ipam=host_local(

@@ -208,7 +208,7 @@ def test_del_while_the_pf_has_no_link(node: Node, stage: Stage, before: Snapshot
     """igb takes a rate only while its link is up; a pod must be able to go nevertheless."""
     nic = node.nics[0]
     wait_for_carrier(node.nics)
-    pod, _ = stage.attach_new("rated", nic, network("net", max_tx_rate=100, trust="on"))
+    pod, _ = stage.attach_new("rated", nic, network("net", min_tx_rate=0, max_tx_rate=100, trust="on"))
     ip("link", "set", nic.name, "down")
     try:
         stage.detach(pod)

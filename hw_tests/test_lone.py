@@ -107,7 +107,7 @@ def test_a_pod_that_ends_before_its_del(node: Node, stage: Stage, before: Snapsh
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("vlan", 100), ("spoofchk", "off"), ("trust", "on"), ("max_tx_rate", 100), ("link_state", "enable")],
+    [("vlan", 100), ("spoofchk", "off"), ("trust", "on"), ("link_state", "enable")],
 )
 def test_what_only_a_pf_can_do(
     node: Node, stage: Stage, before: Snapshot, lone: Nic, option: str, value: object

@@ -85,7 +85,7 @@ def test_every_option_is_set_and_put_back(node: Node, stage: Stage, before: Snap
     nic = node.nics[0]
     wait_for_carrier(node.nics)  # igb takes a rate only while its link is up
     asked = {"vlan": 7, "vlanQoS": 3, "mac": "02:00:00:00:cd:66", "spoofchk": "off", "trust": "on"}
-    conf = network("all", **asked, max_tx_rate=200, mtu=1400, ipam=PLAIN["ipam"])
+    conf = network("all", **asked, min_tx_rate=0, max_tx_rate=200, mtu=1400, ipam=PLAIN["ipam"])
     pod = stage.pod("all")
     vf = stage.allocate(pod, nic)
     stage.attach(pod, conf, vf)

@@ -16,7 +16,17 @@ from hw_tests.stage import Stage
 ADOPTED = 3
 MAC = "02:00:00:00:cd:02"
 IPAM = host_local({"subnet": "198.18.12.0/24", "gateway": "198.18.12.254"}, {"subnet": "fd00:12::/64"})
-DPDK = network("dpdk", vlan=100, vlanQoS=3, mac=MAC, spoofchk="off", trust="on", max_tx_rate=100, ipam=IPAM)
+DPDK = network(
+    "dpdk",
+    vlan=100,
+    vlanQoS=3,
+    mac=MAC,
+    spoofchk="off",
+    trust="on",
+    min_tx_rate=0,
+    max_tx_rate=100,
+    ipam=IPAM,
+)
 
 
 def driver_of(vf: str) -> str:

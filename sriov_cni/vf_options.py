@@ -14,9 +14,8 @@ VF_KEYS = frozenset(
 
 
 def parse_vf_options(top: Fields, mac: Mac | None = None) -> Asked:
-    """`mac` may come from several places, so it is the caller's to find. Of the two rates only the one asked
-    for is set; the kernel attribute carries both, so whoever applies the change fills in the VF's present
-    value for the other. Raises InvalidInput that names the key."""
+    """`mac` may come from several places, so it is the caller's to find. Raises InvalidInput that names the
+    key."""
     return Asked(
         change=_parse_change(top, mac),
         mac=mac,
@@ -68,9 +67,14 @@ def _parse_vlan(top: Fields) -> tuple[int | None, int | None, VlanProto | None]:
 
 
 def _parse_rates(top: Fields) -> tuple[int | None, int | None]:
-    """Mbit/s. A maximum of 0 means no limit."""
+    """Mbit/s, both or none: they are one kernel attribute, and with one alone somebody would have to guess
+    the other. A maximum of 0 means no limit."""
     low = top.integer("min_tx_rate", 0, 2**32 - 1)
     high = top.integer("max_tx_rate", 0, 2**32 - 1)
+    for key, value, other in (("min_tx_rate", low, high), ("max_tx_rate", high, low)):
+        if value is not None and other is None:
+            missing = "max_tx_rate" if key == "min_tx_rate" else "min_tx_rate"
+            raise InvalidInput(top.path_of(key), value, f"the key {missing} beside it (0: no limit)")
     if low is not None and high and low > high:
         raise InvalidInput(
             "min_tx_rate", low, f"at most max_tx_rate ({high}), or a max_tx_rate of 0 (no limit)"

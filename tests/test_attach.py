@@ -20,6 +20,7 @@ ALL = {
     "mac": "02:00:00:00:aa:01",
     "spoofchk": "off",
     "trust": "on",
+    "min_tx_rate": 0,
     "max_tx_rate": 200,
     "mtu": 1400,
 }
@@ -95,15 +96,6 @@ def test_attributes_that_are_so_already_are_not_written(world: World, vf: PciAdd
     world.kernel.on_change = changes.append
     result_of(world.call("ADD", "c1", world.new_pod("a"), conf_of(vf, spoofchk="on", vlan=0, trust="off")))
     assert "set_vf" not in changes
-
-
-def test_one_rate_leaves_the_other_as_it_is(world: World, vf: PciAddress) -> None:
-    pf = world.kernel.functions[PF0]
-    pf.attributes[2] = msgspec.structs.replace(pf.attributes[2], max_tx_rate=500)
-    code, message = error_of(world.call("ADD", "c1", world.new_pod("a"), conf_of(vf, min_tx_rate=10)))
-    assert code == 5
-    assert "min_tx_rate 10" in message
-    assert attributes(world, vf).max_tx_rate == 500
 
 
 def test_a_refused_attribute_is_named_and_the_others_are_taken_back(world: World, vf: PciAddress) -> None:

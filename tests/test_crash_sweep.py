@@ -23,6 +23,7 @@ OPTIONS = {
     "mac": "02:00:00:00:aa:01",
     "spoofchk": "off",
     "trust": "on",
+    "min_tx_rate": 0,
     "max_tx_rate": 200,
     "mtu": 1400,
 }

@@ -112,8 +112,7 @@ class TestAttachment:
         ({"vlan": 100, "vlanQoS": 3, "vlanProto": "802.1ad"}, "vlan, vlanQoS, vlanProto"),
         ({"spoofchk": "off"}, "spoofchk"),
         ({"trust": "on", "mac": MAC}, "trust"),
-        ({"min_tx_rate": 0}, "min_tx_rate"),
-        ({"max_tx_rate": 100}, "max_tx_rate"),
+        ({"min_tx_rate": 0, "max_tx_rate": 100}, "min_tx_rate, max_tx_rate"),
         ({"link_state": "auto"}, "link_state"),
     ],
 )

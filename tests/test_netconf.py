@@ -113,9 +113,9 @@ def test_vlan_0_takes_the_explicit_defaults() -> None:
     assert conf(vlan=0, vlanQoS=0, vlanProto="802.1q").asked.change.vlan == 0
 
 
-def test_one_rate_alone_leaves_the_other_open() -> None:
-    assert conf(min_tx_rate=10).asked.change == VfChange(min_tx_rate=10)
-    assert conf(max_tx_rate=0).asked.change == VfChange(max_tx_rate=0)
+def test_one_rate_alone_would_be_a_guess() -> None:
+    refused(7, "min_tx_rate: 10", "max_tx_rate beside it", min_tx_rate=10)
+    refused(7, "max_tx_rate: 0", "min_tx_rate beside it", max_tx_rate=0)
 
 
 def test_a_maximum_of_zero_is_no_limit() -> None:

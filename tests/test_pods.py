@@ -249,7 +249,14 @@ class OtherResource(FakeKubelet):
 LIMITS = Limits(
     vlans=("100-199", 300), trust=False, spoofchk_off=False, mac=False, max_tx_rate_mbps=500, mtu=1500
 )
-WITHIN: dict[str, Any] = {"vlan": 150, "max_tx_rate": 500, "mtu": 1500, "spoofchk": "on", "trust": "off"}
+WITHIN: dict[str, Any] = {
+    "vlan": 150,
+    "min_tx_rate": 0,
+    "max_tx_rate": 500,
+    "mtu": 1500,
+    "spoofchk": "on",
+    "trust": "off",
+}
 
 
 class TestLimits:

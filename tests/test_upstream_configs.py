@@ -127,7 +127,6 @@ def test_other_ipams() -> None:
     [
         ({"min_tx_rate": 100, "max_tx_rate": 200}, VfChange(min_tx_rate=100, max_tx_rate=200)),
         ({"min_tx_rate": 0, "max_tx_rate": 0}, VfChange(min_tx_rate=0, max_tx_rate=0)),
-        ({"max_tx_rate": 100}, VfChange(max_tx_rate=100)),
         ({"vlan": 0}, VfChange(vlan=0, qos=0, proto=VlanProto.DOT1Q)),
         ({"vlan": 0, "vlanQoS": 0}, VfChange(vlan=0, qos=0, proto=VlanProto.DOT1Q)),
         ({"vlan": 4094, "vlanQoS": 7}, VfChange(vlan=4094, qos=7, proto=VlanProto.DOT1Q)),
@@ -286,6 +285,8 @@ MISUSE: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
     ("multicast mac", {"mac": "01:00:5e:00:00:01"}, 7, ("mac: '01:00:5e:00:00:01'", "unicast")),
     ("mac of another kind", {"mac": "02:00:5e:10:00:00:00:01"}, 7, ("mac: '02:00:5e:10:00:00:00:01'",)),
     ("mac by the runtime", {"runtimeConfig": {"mac": "x"}}, 7, ("runtimeConfig.mac: 'x'",)),
+    ("a maximum alone", {"max_tx_rate": 100}, 7, ("max_tx_rate: 100", "min_tx_rate beside it")),
+    ("a minimum alone", {"min_tx_rate": 100}, 7, ("min_tx_rate: 100", "max_tx_rate beside it")),
     ("min above max", {"min_tx_rate": 200, "max_tx_rate": 100}, 7, ("min_tx_rate: 200", "100")),
     ("negative rate", {"max_tx_rate": -5}, 7, ("max_tx_rate: -5",)),
     ("rate as text", {"max_tx_rate": "100"}, 7, ("max_tx_rate: '100'",)),

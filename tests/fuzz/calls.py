@@ -26,7 +26,14 @@ CONFIGS: tuple[dict[str, Any], ...] = (
     _BASE
     | {"cniVersion": "0.4.0", "ipam": _STATIC | {"routes": _ROUTES, "dns": {"nameservers": ["10.9.0.1"]}}},
     _BASE
-    | {"vlan": 100, "vlanQoS": 3, "vlanProto": "802.1q", "mac": "02:00:00:00:00:99", "max_tx_rate": 200}
+    | {
+        "vlan": 100,
+        "vlanQoS": 3,
+        "vlanProto": "802.1q",
+        "mac": "02:00:00:00:00:99",
+        "min_tx_rate": 0,
+        "max_tx_rate": 200,
+    }
     | {
         "spoofchk": "off",
         "trust": "on",
