@@ -37,9 +37,8 @@ from hw_tests.bench.results import (
 )
 
 _WARM_ROUNDS = 2
-# Before each call. A move ends with a grace period of the kernel's, and those end at ticks of its clock: who
-# starts right then is in luck by up to a tick, and who starts while the call before still has one running is
-# not. A runtime calls when it likes.
+# Before each call: long enough for what the call before left to the kernel, and out of step with its clock. Moves
+# wait for grace periods, and those that followed each other at once took up to 2 ms less.
 _PAUSE_S = (0.02, 0.04)
 _WARM_CYCLES = 100
 
