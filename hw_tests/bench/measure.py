@@ -37,8 +37,8 @@ from hw_tests.bench.results import (
 )
 
 _WARM_ROUNDS = 2
-# Before each call: long enough for what the call before left to the kernel, and out of step with its clock. Moves
-# wait for grace periods, and those that followed each other at once took up to 2 ms less.
+# Before each call: long enough for what the call before left to the kernel, and out of step with its
+# clock. Moves wait for grace periods, and those that followed each other at once took up to 2 ms less.
 _PAUSE_S = (0.02, 0.04)
 _WARM_CYCLES = 100
 
