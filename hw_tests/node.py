@@ -51,6 +51,7 @@ class Node:
     plugin_dirs: tuple[str, ...] = ()
     kubelet: StubKubelet = field(init=False)
     ready_s: float = field(init=False, default=0.0)
+    _registered_before: int = field(init=False, default=0)
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,7 @@ class Node:
     def start(self) -> None:
         """Start the agent and wait until STATUS says that an ADD could succeed."""
         began = time.monotonic()
+        self._registered_before = len(self.kubelet.registrations())
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._command(), cwd=PROJECT, stdout=log, stderr=log)
         self._wait_ready(began + READY_TIMEOUT_S)
@@ -101,6 +103,10 @@ class Node:
         """Until the kubelet has every pool with all its VFs."""
         for nic in self.nics:
             self.kubelet.wait_devices(resource_of(nic), nic.vfs_used, REGISTER_TIMEOUT_S)
+
+    def registered(self) -> set[str]:
+        """The resources that this agent has registered since it was started."""
+        return set(self.kubelet.registrations()[self._registered_before :])
 
     def kill(self) -> None:
         """SIGKILL: nothing is cleaned up."""

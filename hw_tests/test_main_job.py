@@ -45,7 +45,7 @@ def test_both_pools_are_registered_and_counted(node: Node) -> None:
     for nic in node.nics:
         devices = node.kubelet.wait_devices(resource_of(nic), nic.vfs_used)
         assert sorted(devices) == sorted(nic.vf_address(i) for i in range(nic.vfs_used))
-    assert set(node.kubelet.registrations()) >= {resource_of(nic) for nic in node.nics}
+    assert node.registered() == {resource_of(nic) for nic in node.nics}
 
 
 def test_pods_of_one_vlan_talk_and_others_do_not(
