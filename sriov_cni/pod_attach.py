@@ -10,6 +10,7 @@ Decisions:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -80,19 +81,10 @@ class PodAttacher:
         try:
             return merge_results([self._attacher.add(one, netns_fd) for one in wanted])
         except BaseException:
-            self._take_back_others(call, wanted, netns_fd)
+            if len(wanted) > 1:  # what cannot be taken back stays on record for DEL
+                with suppress(SriovError):
+                    self.delete(call, netns_fd)
             raise
-
-    def _take_back_others(self, call: CniCall, wanted: Sequence[Wanted], netns_fd: int) -> None:
-        """Of an ADD that failed at one of several VFs. What cannot be taken back stays on record for DEL."""
-        if len(wanted) < 2:
-            return
-        assert call.ifname is not None
-        for record in reversed(self._attacher.attachments_of(call.container_id, call.ifname)):
-            try:
-                self._attacher.delete(record.container_id, record.ifname, netns_fd)
-            except SriovError:
-                continue  # logged where it happened
 
     def delete(self, call: CniCall, netns_fd: int | None) -> bool:
         """Take back everything of this container that came by this interface name, past errors. Raises the
