@@ -148,7 +148,15 @@ def _check(record: Attachment) -> None:
     if record.asked.mac is not None:
         parse_mac(record.asked.mac)
     parse_device_info_path(record.asked.device_info, "device_info")
-    netdev, attributes = record.original.netdev, record.original.attributes
+    _check_original(record.original)
+    if record.original.netdev is not None and record.result is not None and not record.result.interfaces:
+        raise InvalidInput("interfaces", [], "the interface that was made of the VF")
+    if "\0" in record.sandbox.path:
+        raise InvalidInput("path", record.sandbox.path, "a path")
+
+
+def _check_original(original: Original) -> None:
+    netdev, attributes = original.netdev, original.attributes
     for mac in (netdev.mac if netdev else None, attributes.mac if attributes else None):
         if mac is not None and not _ANY_MAC.fullmatch(mac):
             raise InvalidInput("mac", mac, "a hardware address")
@@ -156,8 +164,6 @@ def _check(record: Attachment) -> None:
         for known_as in (netdev.name, *netdev.altnames):
             if not known_as or "\0" in known_as:
                 raise InvalidInput("name", known_as, "the name of an interface")
-    if "\0" in record.sandbox.path:
-        raise InvalidInput("path", record.sandbox.path, "a path")
 
 
 def attachment_key(container_id: str, ifname: str) -> str:

@@ -469,6 +469,7 @@ def test_a_device_information_file(tmp_path: Path, vf: PciAddress) -> None:
         (("original", "netdev", "name"), ""),
         (("original", "attributes", "mac"), "x"),
         (("sandbox", "path"), "/run/\0"),
+        (("result", "interfaces"), []),
     ],
 )
 def test_a_record_that_makes_no_sense_is_corrupt(
