@@ -116,7 +116,15 @@ class Vf(msgspec.Struct, frozen=True, kw_only=True):
     numa_node: int | None = None
     iommu_group: int | None = None
     attributes: VfAttributes | None = None  # None: the PF has no netdev or does not answer for its VFs
-    unusable: str | None = None  # without a PF: why it cannot be given to a pod
+    unusable: str | None = None  # why it cannot be given to a pod: the host needs it
+    acpi_index: int | None = None
+    link_type: str | None = None  # "ether" | "infiniband"; of a VF without an interface its PF's
+    pcie_root: str | None = None  # "pci0000:3a"
+    rdma_devices: tuple[str, ...] = ()  # "mlx5_2"
+    pkey: str | None = None  # "0xffff", InfiniBand's default partition key
+    vfio_device: str | None = None  # "vfio3": /dev/vfio/devices/vfio3, since Linux 6.2
+    uio_device: str | None = None  # "uio0"
+    representor: IfName | None = None  # in switchdev mode, on the host
 
 
 class Pf(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +141,11 @@ class Pf(msgspec.Struct, frozen=True, kw_only=True):
     num_vfs: int = 0
     autoprobe: bool = True  # sriov_drivers_autoprobe
     eswitch_mode: str | None = None  # "legacy" | "switchdev", by devlink; None: the driver has no devlink
+    acpi_index: int | None = None
+    link_type: str | None = None
+    pcie_root: str | None = None
+    rdma_devices: tuple[str, ...] = ()
+    sick_reporters: tuple[str, ...] = ()  # devlink health reporters whose state is "error"
     vfs: tuple[Vf, ...] = ()
 
     @property
