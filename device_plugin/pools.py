@@ -18,11 +18,20 @@ _MAX_PREFIX = 253 - len("requests.")  # a quota names the resource `requests.<pr
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """VFs that are advertised as one resource. `without_pf`: of those alone whose PF is not on this node."""
+    """VFs that are advertised as one resource. `without_pf`: of those alone whose PF is not on this node.
+
+    `prefix`: None is the node's. `shared`: a VF of this pool may be in other shared pools too.
+    `additional_info`: what containers are told of a device besides what is known of it, by PCI address or "*".
+    """
 
     name: str
     select: Selector
     without_pf: bool = False
+    prefix: str | None = None
+    shared: bool = False
+    exclude_topology: bool = False
+    vhost_net: bool = False
+    additional_info: dict[str, dict[str, str]] = {}
 
 
 def parse_pool_name(value: str, key: str = "name") -> str:
