@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
@@ -48,6 +49,7 @@ class FakeLink:
     netdev: Netdev
     parent: PciAddress | None = None
     phys_port_name: str | None = None
+    type: str | None = "ether"
     addresses: list[str] = dataclasses.field(default_factory=list)
     routes: list[RouteSpec] = dataclasses.field(default_factory=list)
 
@@ -80,6 +82,7 @@ class FakeKernel:
         self.announced: list[tuple[str, str]] = []
         self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
         self.uppers_of: dict[str, tuple[str, ...]] = {}  # by the host's interface below
+        self.sick: dict[PciAddress, tuple[str, ...]] = {}  # devlink health reporters
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
@@ -91,9 +94,7 @@ class FakeKernel:
     ) -> PciAddress:
         """Another driver than igb takes every attribute, and leaves the VF's own MAC to the VF."""
         address = PciAddress(pci)
-        function = PciFunction(
-            pci=address, vendor="8086", device="10c9", driver=driver, numa_node=numa_node, total_vfs=total_vfs
-        )
+        function = _new_function(address, "10c9", driver=driver, numa_node=numa_node, total_vfs=total_vfs)
         self.functions[address] = FakeFunction(function, pf_name=name)
         self._new_link(name, address)
         return address
@@ -101,9 +102,7 @@ class FakeKernel:
     def add_lone(self, pci: str, name: str, driver: str = "e1000e") -> PciAddress:
         """A NIC that may be a VF whose PF is at a hypervisor."""
         address = PciAddress(pci)
-        function = PciFunction(
-            pci=address, vendor="8086", device="10d3", driver=driver, numa_node=0, lone=True
-        )
+        function = _new_function(address, "10d3", driver=driver, lone=True)
         self.functions[address] = FakeFunction(function)
         self._new_link(name, address)
         return address
@@ -155,11 +154,9 @@ class FakeKernel:
 
     # --- Kernel
 
-    def pf_addresses(self) -> list[PciAddress]:
-        return sorted(pci for pci, f in self.functions.items() if f.function.total_vfs)
-
-    def lone_addresses(self) -> list[PciAddress]:
-        return sorted(pci for pci, f in self.functions.items() if f.function.lone)
+    def read_functions(self) -> list[PciFunction]:
+        found = (self.read_function(pci) for pci in sorted(self.functions))
+        return [function for function in found if function is not None and _is_nic(function)]
 
     def read_function(self, pci: str) -> PciFunction | None:
         found = self.functions.get(PciAddress(pci))
@@ -186,9 +183,7 @@ class FakeKernel:
             owner.attributes = dict.fromkeys(range(count), _NEW_VF)
             owner.mac_is_set = set()
             for index, address in virtfns:
-                function = PciFunction(
-                    pci=address, vendor="8086", device="10ca", physfn=pf, iommu_group=10 + index, numa_node=0
-                )
+                function = _new_function(address, "10ca", physfn=pf, iommu_group=10 + index)
                 self.functions[address] = FakeFunction(function)
                 if owner.function.autoprobe:
                     self._bind(address, "igbvf")
@@ -217,6 +212,9 @@ class FakeKernel:
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         return {}
+
+    def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
+        return dict(self.sick)
 
     def netns(self, fd: int) -> NetnsHandle:
         if fd not in self.namespaces:
@@ -354,7 +352,13 @@ class FakeLinks:
 
     def _info(self, link: FakeLink, vfs: dict[int, VfAttributes] | None = None) -> LinkInfo:
         parent = link.parent if self._kernel.tells_parent else None
-        return LinkInfo(netdev=link.netdev, parent=parent, phys_port_name=link.phys_port_name, vfs=vfs or {})
+        return LinkInfo(
+            netdev=link.netdev,
+            parent=parent,
+            phys_port_name=link.phys_port_name,
+            link_type=link.type,
+            vfs=vfs or {},
+        )
 
     def name_taken(self, name: str) -> bool:
         return self._kernel.find(name, self._netns) is not None
@@ -483,7 +487,10 @@ class FakeLinks:
         return [r if r.table else msgspec.structs.replace(r, table=254) for r in found]
 
     def has_default_route(self, ifindex: int) -> bool:
-        return any(ipaddress.ip_network(route.dst).prefixlen == 0 for route in self.routes(ifindex))
+        return ifindex in self.default_route_links()
+
+    def default_route_links(self) -> frozenset[int]:
+        return frozenset(i.netdev.ifindex for i in self._links() if any(map(_is_default, i.routes)))
 
 
 def _refused_by_igb(values: dict[str, object]) -> int:
@@ -493,6 +500,26 @@ def _refused_by_igb(values: dict[str, object]) -> int:
     if values.get("proto") == VlanProto.DOT1AD:
         return errno.EPROTONOSUPPORT
     return errno.EOPNOTSUPP if "link_state" in values else 0
+
+
+def _new_function(pci: PciAddress, device: str, *, numa_node: int = 0, **fields: Any) -> PciFunction:
+    return PciFunction(
+        pci=pci,
+        vendor="8086",
+        device=device,
+        numa_node=numa_node,
+        link_type="ether",
+        pcie_root=f"pci{pci[:4]}:00",
+        **fields,
+    )
+
+
+def _is_nic(function: PciFunction) -> bool:
+    return bool(function.total_vfs or function.physfn or function.lone)
+
+
+def _is_default(route: RouteSpec) -> bool:
+    return ipaddress.ip_network(route.dst).prefixlen == 0
 
 
 def _is_on_link(link: FakeLink, gateway: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -512,7 +539,7 @@ def _route_key(route: RouteSpec) -> tuple[object, ...]:
 
 
 def _loopback() -> FakeLink:
-    return FakeLink(Netdev(ifindex=1, name=IfName("lo"), mac=ZERO_MAC, mtu=65536))
+    return FakeLink(Netdev(ifindex=1, name=IfName("lo"), mac=ZERO_MAC, mtu=65536), type=None)
 
 
 def _vf_address(pf: PciAddress, index: int) -> PciAddress:

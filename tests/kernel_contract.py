@@ -131,6 +131,10 @@ class KernelContract:
         assert len({link.netdev.ifindex for link in found}) == len(found)
         assert named(host, world.spare) in found
 
+    def test_a_link_tells_its_type(self, world: World, host: Links) -> None:
+        assert named(host, world.spare).link_type == "ether"
+        assert named(host, "lo").link_type is None
+
     def test_lo_is_link_1(self, pod: Pod) -> None:
         assert [(link.netdev.ifindex, link.netdev.name) for link in pod.links.dump()] == [(LO, "lo")]
 
@@ -416,9 +420,11 @@ class KernelContract:
         pod.links.set_link(net1, LinkChange(up=True))
         pod.links.add_route(net1, RouteSpec(dst=other, gateway=gateway))
         assert not pod.links.has_default_route(net1)
+        assert pod.links.default_route_links() == frozenset()
         pod.links.add_route(net1, RouteSpec(dst=default, gateway=gateway, table=table))
         assert pod.links.has_default_route(net1)
         assert not pod.links.has_default_route(LO)
+        assert pod.links.default_route_links() == {net1}
 
     @pytest.mark.parametrize("source", ["192.0.2.1/32", "2001:db8::/64"])
     def test_a_rule_is_added_once_and_removed(self, pod: Pod, source: str) -> None:
@@ -520,8 +526,9 @@ class VfContract(KernelContract):
         pf, vf = kernel.read_function(world.pf), kernel.read_function(world.vf)
         assert pf is not None
         assert vf is not None
-        assert world.pf in kernel.pf_addresses()
-        assert world.vf not in kernel.pf_addresses()
+        known = kernel.read_functions()
+        assert [function.pci for function in known] == sorted(function.pci for function in known)
+        assert [function for function in known if function.pci in (world.pf, world.vf)] == [pf, vf]
         assert (pf.driver, vf.driver) == ("igb", "igbvf")
         assert (pf.physfn, vf.physfn) == (None, world.pf)
         assert pf.virtfns[0] == (0, world.vf)
@@ -529,13 +536,27 @@ class VfContract(KernelContract):
         assert vf.netdev_names == (world.spare,)
 
     def test_neither_a_pf_nor_its_vf_is_lone(self, world: VfWorld, kernel: Kernel) -> None:
-        lone = kernel.lone_addresses()
-        assert world.pf not in lone
-        assert world.vf not in lone
-        for pci in (world.pf, world.vf, *lone):
+        lone = [function for function in kernel.read_functions() if function.lone]
+        assert not {world.pf, world.vf} & {function.pci for function in lone}
+        assert [kernel.read_function(function.pci) for function in lone] == lone
+        assert not any(function.physfn or function.total_vfs for function in lone)
+
+    def test_an_ethernet_nic_says_so(self, world: VfWorld, kernel: Kernel, host: Links) -> None:
+        for pci in (world.pf, world.vf):
             function = kernel.read_function(pci)
             assert function is not None
-            assert function.lone == (pci in lone)
+            assert function.link_type == "ether"
+            assert named(host, function.netdev_names[0]).link_type == "ether"
+            assert (function.rdma_devices, function.pkey) == ((), None)
+            assert (function.vfio_device, function.uio_device) == (None, None)
+
+    def test_a_pf_and_its_vf_are_below_one_root(self, world: VfWorld, kernel: Kernel) -> None:
+        pf, vf = kernel.read_function(world.pf), kernel.read_function(world.vf)
+        assert pf is not None
+        assert vf is not None
+        assert pf.pcie_root is not None
+        assert pf.pcie_root.startswith(f"pci{world.pf[:4]}:")
+        assert vf.pcie_root == pf.pcie_root
 
     def test_nothing_stands_on_a_vf_by_itself(self, world: VfWorld, kernel: Kernel) -> None:
         assert kernel.uppers(world.spare) == ()
@@ -597,6 +618,7 @@ class VfContract(KernelContract):
         modes = kernel.eswitch_modes()
         assert world.pf not in modes
         assert world.vf not in modes
+        assert world.pf not in kernel.sick_reporters()
 
     # -- the interface of a VF
 

@@ -48,8 +48,15 @@ class SysfsTree:
             link(folder / "iommu_group", group)
         return folder
 
-    def add_pf(self, pci: str, total_vfs: int = 7, driver: str | None = "igb", name: str = "") -> Path:
-        folder = self.add_function(pci, driver=driver, net=(name,) if name else ())
+    def add_pf(
+        self,
+        pci: str,
+        total_vfs: int = 7,
+        driver: str | None = "igb",
+        name: str = "",
+        pci_class: str = "0x020000",
+    ) -> Path:
+        folder = self.add_function(pci, driver=driver, net=(name,) if name else (), pci_class=pci_class)
         write(folder / "sriov_totalvfs", str(total_vfs))
         write(folder / "sriov_numvfs", "0")
         write(folder / "sriov_drivers_autoprobe", "1")

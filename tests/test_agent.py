@@ -269,7 +269,7 @@ def test_restarted_it_finds_what_it_made(node: Node) -> None:
 def test_a_thread_that_fails_ends_it_with_the_reason(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Running(node, CONFIG)
     agent.wait_ready()
-    monkeypatch.setattr(node.kernel, "pf_addresses", lambda: 1 / 0)
+    monkeypatch.setattr(node.kernel, "read_functions", lambda: 1 / 0)
     agent.agent._keeper.mark_dirty()
     assert agent.ended() == "thread inventory failed: division by zero"
     assert not (node.run_dir / SOCKET_NAME).exists()

@@ -118,14 +118,6 @@ def test_a_vf_that_goes_away_meanwhile_is_left_out(kernel: FakeKernel) -> None:
     assert [vf.index for vf in read_pfs(kernel)[0].vfs] == [0, 2]
 
 
-def test_a_pf_that_goes_away_meanwhile_is_left_out(
-    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = PciAddress("0000:00:00.0")
-    monkeypatch.setattr(kernel, "pf_addresses", lambda: [gone, PF0, PF1])
-    assert [pf.pci for pf in read_pfs(kernel)] == [PF0, PF1]
-
-
 def test_a_driver_that_does_not_answer_for_its_vfs_costs_only_their_attributes(kernel: FakeKernel) -> None:
     class Deaf(FakeLinks):
         def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:

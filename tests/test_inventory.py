@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from tests.fake_kernel import FakeKernel
 from vf_manager.errors import KernelError
 from vf_manager.inventory import InventoryKeeper
+from vf_manager.kernel.api import PciFunction
 from vf_manager.model import Inventory, PciAddress
 
 PF = PciAddress("0000:01:00.0")
@@ -99,7 +100,7 @@ def test_a_look_that_fails_leaves_what_was_seen_before(
 ) -> None:
     seen = watched.keeper.refresh()
     with monkeypatch.context() as patch:
-        patch.setattr(watched.kernel, "pf_addresses", _refuse)
+        patch.setattr(watched.kernel, "read_functions", _refuse)
         with pytest.raises(KernelError):
             watched.keeper.refresh()
     assert watched.keeper.current is seen
@@ -152,7 +153,7 @@ def test_it_looks_now_and_then_without_a_mark() -> None:
 def test_it_goes_on_looking_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(resync_s=0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(watched.kernel, "pf_addresses", _refuse)
+        patch.setattr(watched.kernel, "read_functions", _refuse)
         with watched.watching():
             eventually(lambda: len(watched.logged.entries) > 1, "failures are logged")
             patch.undo()
@@ -161,5 +162,5 @@ def test_it_goes_on_looking_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     assert "EAGAIN" in watched.logged.entries[0]["error"]
 
 
-def _refuse() -> list[PciAddress]:
+def _refuse() -> list[PciFunction]:
     raise KernelError("list the network interfaces", errno.EAGAIN)

@@ -55,7 +55,7 @@ def test_a_pf_with_vfs(tree: SysfsTree) -> None:
     tree.add_vf(PF, 0, VF0, net=("enp1s0v0",))
     tree.add_vf(PF, 1, VF1, driver=None)
     sysfs = Sysfs(tree.root)
-    assert sysfs.read(PF) == PciFunction(
+    assert sysfs.read_function(PF) == PciFunction(
         pci=PF,
         vendor="8086",
         device="10c9",
@@ -64,8 +64,10 @@ def test_a_pf_with_vfs(tree: SysfsTree) -> None:
         total_vfs=7,
         num_vfs=2,
         virtfns=((0, VF0), (1, VF1)),
+        link_type="ether",
+        pcie_root="pci0000:00",
     )
-    assert sysfs.read(VF0) == PciFunction(
+    assert sysfs.read_function(VF0) == PciFunction(
         pci=VF0,
         vendor="8086",
         device="10ca",
@@ -73,8 +75,14 @@ def test_a_pf_with_vfs(tree: SysfsTree) -> None:
         iommu_group=20,
         netdev_names=("enp1s0v0",),
         physfn=PF,
+        link_type="ether",
+        pcie_root="pci0000:00",
     )
-    assert sysfs.read(VF1) == PciFunction(pci=VF1, vendor="8086", device="10ca", iommu_group=21, physfn=PF)
+    vf1 = sysfs.read_function(VF1)
+    assert vf1 is not None
+    assert (vf1.iommu_group, vf1.physfn, vf1.driver, vf1.netdev_names) == (21, PF, None, ())
+    assert sysfs.read_functions() == [sysfs.read_function(pci) for pci in (PF, VF0, VF1)]
+    assert [sysfs.is_vf(pci) for pci in (PF, VF0, VF1)] == [False, True, True]
 
 
 def test_pfs_are_those_that_can_have_vfs_in_address_order(tree: SysfsTree) -> None:
@@ -83,7 +91,9 @@ def test_pfs_are_those_that_can_have_vfs_in_address_order(tree: SysfsTree) -> No
     tree.add_vf(PF, 0, VF0)
     tree.add_function("0000:00:1f.2", device="0x2922", driver="ahci")
     tree.add_pf("0000:07:00.0", total_vfs=0)
-    assert Sysfs(tree.root).pf_addresses() == [PF, "0000:05:00.0"]
+    tree.add_pf("0000:08:00.0", driver="nvme", pci_class="0x010802")
+    functions = Sysfs(tree.root).read_functions()
+    assert [function.pci for function in functions if function.total_vfs] == [PF, "0000:05:00.0"]
 
 
 def test_lone_nics_have_neither_a_pf_nor_the_capability(tree: SysfsTree) -> None:
@@ -95,8 +105,11 @@ def test_lone_nics_have_neither_a_pf_nor_the_capability(tree: SysfsTree) -> None
     tree.add_function("0000:05:00.0", device="0x1018", driver="mlx5_core", pci_class="0x020700")
     (tree.add_function("0000:09:00.0") / "class").unlink()
     sysfs = Sysfs(tree.root)
-    assert sysfs.lone_addresses() == ["0000:05:00.0", "0000:08:00.0"]
-    read = {pci: sysfs.read(pci) for pci in (PF, VF0, "0000:07:00.0", "0000:00:1f.2", "0000:08:00.0")}
+    lone = [function for function in sysfs.read_functions() if function.lone]
+    assert [(f.pci, f.link_type) for f in lone] == [("0000:05:00.0", "infiniband"), ("0000:08:00.0", "ether")]
+    read = {
+        pci: sysfs.read_function(pci) for pci in (PF, VF0, "0000:07:00.0", "0000:00:1f.2", "0000:08:00.0")
+    }
     assert [pci for pci, function in read.items() if function and function.lone] == ["0000:08:00.0"]
 
 
@@ -111,13 +124,13 @@ def test_what_stands_on_an_interface(tree: SysfsTree) -> None:
 
 
 def test_a_machine_without_pci(tmp_path: Path) -> None:
-    assert Sysfs(tmp_path).pf_addresses() == Sysfs(tmp_path).lone_addresses() == []
-    assert Sysfs(tmp_path).read(PF) is None
+    assert Sysfs(tmp_path).read_functions() == []
+    assert Sysfs(tmp_path).read_function(PF) is None
 
 
 def test_a_pf_without_driver_has_neither_name_nor_vfs(tree: SysfsTree) -> None:
     tree.add_pf(PF, driver=None)
-    function = Sysfs(tree.root).read(PF)
+    function = Sysfs(tree.root).read_function(PF)
     assert function is not None
     assert (function.driver, function.netdev_names, function.virtfns) == (None, (), ())
     assert function.total_vfs == 7
@@ -126,7 +139,7 @@ def test_a_pf_without_driver_has_neither_name_nor_vfs(tree: SysfsTree) -> None:
 @pytest.mark.parametrize(("text", "node"), [("0", 0), ("1", 1), ("-1", None), ("what", None), ("", None)])
 def test_numa_node(tree: SysfsTree, text: str, node: int | None) -> None:
     write(tree.add_pf(PF) / "numa_node", text)
-    function = Sysfs(tree.root).read(PF)
+    function = Sysfs(tree.root).read_function(PF)
     assert function is not None
     assert function.numa_node == node
 
@@ -137,7 +150,7 @@ def test_autoprobe_is_on_where_a_kernel_has_no_such_file(tree: SysfsTree, text: 
     file.unlink()
     if text is not None:
         write(file, text)
-    function = Sysfs(tree.root).read(PF)
+    function = Sysfs(tree.root).read_function(PF)
     assert function is not None
     assert function.autoprobe is on
 
@@ -147,7 +160,7 @@ def test_all_interfaces_of_a_function_are_named(tree: SysfsTree) -> None:
     folder = tree.add_pf(PF, name="ens1f0np0")
     for name in ("ens1f0npf0vf1", "ens1f0npf0vf0"):
         (folder / "net" / name).mkdir()
-    function = Sysfs(tree.root).read(PF)
+    function = Sysfs(tree.root).read_function(PF)
     assert function is not None
     assert function.netdev_names == ("ens1f0np0", "ens1f0npf0vf0", "ens1f0npf0vf1")
 
@@ -157,7 +170,7 @@ def test_vfs_on_their_way_out_are_left_out(tree: SysfsTree) -> None:
     tree.add_vf(PF, 0, VF0)
     tree.add_vf(PF, 1, VF1)
     (folder / "virtfn0").unlink()
-    function = Sysfs(tree.root).read(PF)
+    function = Sysfs(tree.root).read_function(PF)
     assert function is not None
     assert (function.num_vfs, function.virtfns) == (2, ((1, VF1),))
 
@@ -169,7 +182,7 @@ def test_odd_files_count_as_absent(tree: SysfsTree) -> None:
     (folder / "numa_node").unlink()
     (folder / "numa_node").mkdir()  # cannot be read, whoever asks
     link(folder / "iommu_group", tree.root / "kernel/iommu_groups/none")
-    function = Sysfs(tree.root).read(PF)
+    function = Sysfs(tree.root).read_function(PF)
     assert function is not None
     assert (function.num_vfs, function.device, function.numa_node) == (0, "", None)
     assert function.iommu_group is None
@@ -178,12 +191,14 @@ def test_odd_files_count_as_absent(tree: SysfsTree) -> None:
 @pytest.mark.parametrize("text", ["", "many", "-"])
 def test_a_function_with_an_odd_total_is_no_pf(tree: SysfsTree, text: str) -> None:
     write(tree.add_pf(PF) / "sriov_totalvfs", text)
-    assert Sysfs(tree.root).pf_addresses() == []
+    function = Sysfs(tree.root).read_function(PF)
+    assert function is not None
+    assert (function.total_vfs, function.lone) == (0, False)
 
 
 def test_a_function_without_vendor_is_going_away(tree: SysfsTree) -> None:
     (tree.add_pf(PF) / "vendor").unlink()
-    assert Sysfs(tree.root).read(PF) is None
+    assert Sysfs(tree.root).read_function(PF) is None
 
 
 # -- writing
@@ -216,7 +231,7 @@ def test_a_refused_write_says_what_and_why(tree: SysfsTree) -> None:
 
 
 def bound(tree: SysfsTree) -> str | None:
-    function = Sysfs(tree.root).read(VF0)
+    function = Sysfs(tree.root).read_function(VF0)
     assert function is not None
     return function.driver
 

@@ -86,12 +86,30 @@ class TestRoutesWithSeveralLinks:
         with world.kernel.links() as links:
             found = [links.has_default_route(ifindex_of(links, n)) for n in ("spare0", "other0", "third0")]
             assert found == [True, True, False]
+            assert links.default_route_links() == {ifindex_of(links, n) for n in ("spare0", "other0")}
             # Without compatibility such a route does not tell its links (ip-sysctl.rst nexthop_compat_mode).
             Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text(tells_hops)
             ip("nexthop", "add", "id", "7", "via", "fd00:2::2", "dev", "third0")
             ip("-6", "route", "add", "default", "nhid", "7")
             assert links.has_default_route(ifindex_of(links, "third0"))
             assert not links.has_default_route(ifindex_of(links, "peer0"))
+            everybody = {ifindex_of(links, n) for n in ("spare0", "other0", "third0")}
+            assert links.default_route_links() == everybody
+
+    @pytest.mark.parametrize("tells_hops", ["1", "0"])
+    def test_a_default_route_by_a_group_of_nexthops(self, world: LinuxWorld, tells_hops: str) -> None:
+        add_veth("other0", "far0")
+        for number, name in enumerate(("spare0", "other0")):
+            ip("link", "set", ("peer0", "far0")[number], "up")
+            ip("address", "add", f"198.18.{number}.1/24", "dev", name)
+            ip("link", "set", name, "up")
+            ip("nexthop", "add", "id", str(number + 1), "via", f"198.18.{number}.2", "dev", name)
+        ip("nexthop", "add", "id", "3", "group", "1/2")
+        Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text(tells_hops)
+        ip("route", "add", "default", "nhid", "3")
+        ip("route", "add", "198.51.100.0/24", "nhid", "1")
+        with world.kernel.links() as links:
+            assert links.default_route_links() == {ifindex_of(links, n) for n in ("spare0", "other0")}
 
 
 class TestInterruptedDumps:
@@ -120,6 +138,19 @@ class TestInterruptedDumps:
             monkeypatch.undo()
             assert [link.netdev.name for link in links.dump()] == ["lo", "peer0", "spare0"]
         assert caught.value.transient
+
+
+class TestLargeMessages:
+    """A PF with 256 VFs answers by one message of some 50 KiB. Here a link has as much of altnames."""
+
+    def test_one_link_of_48_kib(self, world: LinuxWorld) -> None:
+        names = sorted(f"{number:03}-".ljust(120, "x") for number in range(370))
+        with world.kernel.links() as links:
+            links.add_altnames(ifindex_of(links, "spare0"), names)
+            found = links.read(name="spare0")
+            assert found is not None
+            assert sorted(found.netdev.altnames) == names
+            assert found in links.dump()
 
 
 class TestThreads:

@@ -36,6 +36,13 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
     autoprobe: bool = True
     virtfns: tuple[tuple[int, PciAddress], ...] = ()
     lone: bool = False  # a NIC with neither a PF nor an SR-IOV capability: maybe a VF whose PF is elsewhere
+    link_type: str | None = None  # what its PCI class says: "ether", "infiniband"
+    acpi_index: int | None = None
+    pcie_root: str | None = None
+    rdma_devices: tuple[str, ...] = ()
+    pkey: str | None = None
+    vfio_device: str | None = None
+    uio_device: str | None = None
 
 
 class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +51,7 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     netdev: Netdev
     parent: str | None = None  # IFLA_PARENT_DEV_NAME: the PCI address, since Linux 5.14
     phys_port_name: str | None = None
+    link_type: str | None = None  # "ether", "infiniband"; None: neither
     vfs: dict[int, VfAttributes] = {}
 
 
@@ -144,18 +152,18 @@ class Links(Protocol):
     def has_default_route(self, ifindex: int) -> bool:
         """Whether a default route of any table and family goes by this link, be it one of several hops."""
 
+    def default_route_links(self) -> frozenset[int]:
+        """The ifindexes for which `has_default_route`, by one look at all routes."""
+
 
 class Kernel(Protocol):
     """The kernel of the node. Methods raise KernelError when the kernel refuses."""
 
-    def pf_addresses(self) -> list[PciAddress]:
-        """Every PCI function that has the SR-IOV capability, in address order."""
-
-    def lone_addresses(self) -> list[PciAddress]:
-        """Every PCI function that is `lone`, in address order."""
+    def read_functions(self) -> list[PciFunction]:
+        """Every NIC, be it a PF, a VF or neither, in address order."""
 
     def read_function(self, pci: str) -> PciFunction | None:
-        """None if there is no such device."""
+        """A PCI function of any kind; None if there is no such device."""
 
     def set_num_vfs(self, pf: PciAddress, count: int) -> None: ...
     def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None: ...
@@ -167,7 +175,10 @@ class Kernel(Protocol):
         """The host's interfaces that stand on this one of the host's: bridges, bonds, VLANs."""
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
-        """`legacy` or `switchdev` of each PCI function whose driver has devlink and an eswitch."""
+        """`legacy` or `switchdev` of each PF whose driver has devlink and an eswitch."""
+
+    def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
+        """The devlink health reporters that are in the state `error`, of each function that has any."""
 
     def netns(self, fd: int) -> NetnsHandle:
         """Duplicates the descriptor. InvalidInput if it is not a network namespace."""

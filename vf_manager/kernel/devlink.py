@@ -1,41 +1,86 @@
-"""Adapter: devlink, for the eswitch mode of PFs (include/uapi/linux/devlink.h, DEVLINK_CMD_ESWITCH_GET)."""
+"""Adapter: devlink, for the eswitch mode and the health of PFs.
 
+Sources: include/uapi/linux/devlink.h (DEVLINK_CMD_ESWITCH_GET, DEVLINK_CMD_HEALTH_REPORTER_GET),
+include/net/devlink.h (enum devlink_health_reporter_state), net/devlink/health.c.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyroute2 import DL
-from pyroute2.netlink import NLM_F_REQUEST
+from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.devlink import DEVLINK_NAMES, devlinkcmd
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vf_manager.model import PciAddress
 
 _MODES = {0: "legacy", 1: "switchdev"}
+_HEALTHY = 0
+_BUS, _DEVICE = "DEVLINK_ATTR_BUS_NAME", "DEVLINK_ATTR_DEV_NAME"
 
 
-def read_eswitch_modes() -> dict[PciAddress, str]:
-    """By PCI address. Empty where the kernel has no devlink; a driver without an eswitch is left out."""
+def read_eswitch_modes(is_wanted: Callable[[str], bool]) -> dict[PciAddress, str]:
+    """By PCI address, of those that are wanted: each is a question of its own, and VFs have handles too.
+    Empty where the kernel has no devlink; a driver without an eswitch is left out."""
+    with _opened() as dl:
+        handles = _messages(dl.list) if dl else []
+        wanted = [h for h in handles if h.get_attr(_BUS) == "pci" and is_wanted(h.get_attr(_DEVICE))]
+        modes = ((PciAddress(h.get_attr(_DEVICE)), _eswitch_mode(dl, h)) for h in wanted)
+        return {pci: mode for pci, mode in modes if mode is not None}
+
+
+def read_sick_reporters() -> dict[PciAddress, tuple[str, ...]]:
+    """By PCI address, in the order the kernel lists them. Empty where the kernel has no devlink, or does not
+    list the reporters of all devices at once."""
+    with _opened() as dl:
+        return sick_reporters(_request(dl, "DEVLINK_CMD_HEALTH_REPORTER_GET", flags=NLM_F_DUMP) if dl else [])
+
+
+def sick_reporters(messages: Iterable[Any]) -> dict[PciAddress, tuple[str, ...]]:
+    """Pure: those whose state is not healthy. A reporter of a port counts for its device."""
+    found: dict[PciAddress, tuple[str, ...]] = {}
+    for message in messages:
+        reporter = message.get_attr("DEVLINK_ATTR_HEALTH_REPORTER")
+        if message.get_attr(_BUS) != "pci" or reporter is None:
+            continue
+        if reporter.get_attr("DEVLINK_ATTR_HEALTH_REPORTER_STATE") not in (None, _HEALTHY):
+            pci = PciAddress(message.get_attr(_DEVICE))
+            name = str(reporter.get_attr("DEVLINK_ATTR_HEALTH_REPORTER_NAME"))
+            found[pci] = (*found.get(pci, ()), name)
+    return found
+
+
+def _eswitch_mode(dl: Any, handle: Any) -> str | None:
+    answer = _request(dl, "DEVLINK_CMD_ESWITCH_GET", handle)
+    return next((_MODES.get(m.get_attr("DEVLINK_ATTR_ESWITCH_MODE")) for m in answer), None)
+
+
+def _request(dl: Any, command: str, handle: Any = None, flags: int = 0) -> list[Any]:
+    message = devlinkcmd()
+    message["cmd"] = DEVLINK_NAMES[command]
+    message["attrs"] = [(key, handle.get_attr(key)) for key in (_BUS, _DEVICE)] if handle else []
+    return _messages(lambda: dl.nlm_request(message, msg_type=dl.prid, msg_flags=NLM_F_REQUEST | flags))
+
+
+def _messages(ask: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Nothing where the kernel refuses: EOPNOTSUPP, no eswitch; ENODEV, the device went away meanwhile."""
+    try:
+        return list(ask())
+    except (OSError, NetlinkError):
+        return []
+
+
+@contextmanager
+def _opened() -> Iterator[Any]:
+    """None where the kernel has no devlink."""
     dl: Any = DL.__new__(DL)  # in two steps: a constructor that fails leaves its socket and event loop open
+    opened = dl
     try:
         dl.__init__()
-        handles = [dict(m["attrs"]) for m in dl.list()]
-        modes = {}
-        for handle in handles:
-            mode = _eswitch_mode(dl, handle)
-            if handle["DEVLINK_ATTR_BUS_NAME"] == "pci" and mode is not None:
-                modes[PciAddress(handle["DEVLINK_ATTR_DEV_NAME"])] = mode
-        return modes
     except (OSError, NetlinkError):
-        return {}
+        opened = None
+    try:
+        yield opened
     finally:
         dl.close()
-
-
-def _eswitch_mode(dl: Any, handle: dict[str, Any]) -> str | None:
-    message = devlinkcmd()
-    message["cmd"] = DEVLINK_NAMES["DEVLINK_CMD_ESWITCH_GET"]
-    message["attrs"] = [(k, handle[k]) for k in ("DEVLINK_ATTR_BUS_NAME", "DEVLINK_ATTR_DEV_NAME")]
-    try:
-        answer = dl.nlm_request(message, msg_type=dl.prid, msg_flags=NLM_F_REQUEST)
-    except NetlinkError:  # EOPNOTSUPP: no eswitch
-        return None
-    return next((_MODES.get(m.get_attr("DEVLINK_ATTR_ESWITCH_MODE")) for m in answer), None)

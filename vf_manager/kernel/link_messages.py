@@ -12,6 +12,7 @@ from vf_manager.model import ZERO_MAC, IfName, LinkState, Mac, Netdev, VfAttribu
 NEWLINK, GETLINK, NEWLINKPROP, DELLINKPROP = 16, 18, 108, 109
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+_LINK_TYPES = {1: "ether", 32: "infiniband"}  # include/uapi/linux/if_arp.h ARPHRD_ETHER, ARPHRD_INFINIBAND
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_VFINFO_LIST, _IFLA_NET_NS_FD = 1, 3, 4, 22, 28
 _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_PHYS_PORT_NAME = 29, 33, 38
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PARENT_DEV_NAME = 52, 53, 56
@@ -73,7 +74,7 @@ def pack_vf_change(pf_ifindex: int, index: int, change: VfChange) -> bytes:
 
 
 def read_link(message: bytes) -> LinkInfo:
-    _, _, ifindex, flags, _ = _IFINFO.unpack_from(message)
+    _, kind, ifindex, flags, _ = _IFINFO.unpack_from(message)
     found = attributes.read(message, _IFINFO.size)
     netdev = Netdev(
         ifindex=ifindex,
@@ -91,6 +92,7 @@ def read_link(message: bytes) -> LinkInfo:
         netdev=netdev,
         parent=_optional_text(found.get(_IFLA_PARENT_DEV_NAME)),
         phys_port_name=_optional_text(found.get(_IFLA_PHYS_PORT_NAME)),
+        link_type=_LINK_TYPES.get(kind),
         vfs=dict(_read_vf(info) for _, info in vfs),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
-from vf_manager.kernel.devlink import read_eswitch_modes
+from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters
 from vf_manager.kernel.netns import Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
@@ -23,14 +23,11 @@ class LinuxKernel:
     def __init__(self, sysfs: Sysfs | None = None) -> None:
         self._sysfs = sysfs or Sysfs()
 
-    def pf_addresses(self) -> list[PciAddress]:
-        return self._sysfs.pf_addresses()
-
-    def lone_addresses(self) -> list[PciAddress]:
-        return self._sysfs.lone_addresses()
+    def read_functions(self) -> list[PciFunction]:
+        return self._sysfs.read_functions()
 
     def read_function(self, pci: str) -> PciFunction | None:
-        return self._sysfs.read(pci)
+        return self._sysfs.read_function(pci)
 
     def set_num_vfs(self, pf: PciAddress, count: int) -> None:
         self._sysfs.set_num_vfs(pf, count)
@@ -45,7 +42,10 @@ class LinuxKernel:
         return self._sysfs.uppers(name)
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
-        return read_eswitch_modes()
+        return read_eswitch_modes(is_wanted=lambda pci: not self._sysfs.is_vf(pci))
+
+    def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
+        return read_sick_reporters()
 
     def netns(self, fd: int) -> NetnsHandle:
         return Netns(fd)

@@ -1,6 +1,6 @@
 """Pure: rtnetlink messages about addresses, routes and policy rules, packed and read.
 
-Sources: include/uapi/linux/if_addr.h, rtnetlink.h, fib_rules.h; man 7 rtnetlink.
+Sources: include/uapi/linux/if_addr.h, rtnetlink.h, fib_rules.h, nexthop.h; man 7 rtnetlink.
 """
 
 import socket
@@ -10,6 +10,7 @@ from vf_manager.kernel import attributes
 from vf_manager.kernel.api import RouteSpec, RuleSpec
 
 NEWADDR, GETADDR, NEWROUTE, GETROUTE, NEWRULE, DELRULE, GETRULE = 20, 22, 24, 26, 32, 33, 34
+GETNEXTHOP = 106
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _IFADDR = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
@@ -20,6 +21,11 @@ _RULE = struct.Struct(
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_OPTIMISTIC = 0x04
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 8, 15, 18
+_RTA_MULTIPATH, _RTA_NH_ID = 9, 30
+_RTNH = struct.Struct("=HBBI")  # struct rtnexthop: length with attributes, flags, hops, index
+_NHMSG = struct.Struct("=BBBxI")  # struct nhmsg: family, scope, protocol, flags
+_NHA_ID, _NHA_GROUP, _NHA_OIF = 1, 2, 5
+_GROUP_ENTRY = struct.Struct("=I4x")  # struct nexthop_grp: id, weight
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _FRA_SRC, _FRA_PRIORITY, _FRA_TABLE = 2, 6, 15
 _RTN_UNICAST, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 1, 4, 0, 253
@@ -71,13 +77,34 @@ def pack_route(ifindex: int, route: RouteSpec) -> bytes:
     return body
 
 
-def pack_route_query(family: int, ifindex: int) -> bytes:
-    """For GETROUTE: the routes that leave by this link."""
-    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attributes.pack_u32(_RTA_OIF, ifindex)
+def pack_route_query(family: int, ifindex: int | None = None) -> bytes:
+    """For GETROUTE: the routes that leave by this link, or all."""
+    by_link = attributes.pack_u32(_RTA_OIF, ifindex) if ifindex is not None else b""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + by_link
 
 
 def is_default(message: bytes) -> bool:
     return message[1] == 0  # dst_len
+
+
+def read_hops(message: bytes) -> tuple[list[int], int | None]:
+    """(ifindexes, nexthop object) of a route. One by a nexthop object may tell the object alone
+    (ip-sysctl.rst nexthop_compat_mode)."""
+    found = attributes.read(message, _RTMSG.size)
+    links = [attributes.u32(found[_RTA_OIF])] if _RTA_OIF in found else []
+    return links + _read_multipath(found.get(_RTA_MULTIPATH, b"")), _number(found.get(_RTA_NH_ID))
+
+
+def pack_nexthop_query() -> bytes:
+    """For GETNEXTHOP: all nexthop objects, groups of them included."""
+    return _NHMSG.pack(0, 0, 0, 0)
+
+
+def read_nexthop(message: bytes) -> tuple[int, int | None, list[int]]:
+    """(id, ifindex, ids of the members of a group)."""
+    found = attributes.read(message, _NHMSG.size)
+    members = [member for (member,) in _GROUP_ENTRY.iter_unpack(found.get(_NHA_GROUP, b""))]
+    return attributes.u32(found[_NHA_ID]), _number(found.get(_NHA_OIF)), members
 
 
 def read_route(message: bytes) -> tuple[int | None, RouteSpec]:
@@ -144,6 +171,15 @@ def _read_gateway(family: int, found: attributes.Attributes) -> str | None:
 def _metrics(route: RouteSpec) -> bytes:
     pairs = ((_RTAX_MTU, route.mtu), (_RTAX_ADVMSS, route.advmss))
     return b"".join(attributes.pack_u32(kind, value) for kind, value in pairs if value is not None)
+
+
+def _read_multipath(hops: bytes) -> list[int]:
+    links, start = [], 0
+    while start + _RTNH.size <= len(hops):
+        length, _, _, ifindex = _RTNH.unpack_from(hops, start)
+        links.append(ifindex)
+        start += max(_RTNH.size, (length + 3) & ~3)
+    return links
 
 
 def _number(value: bytes | None) -> int | None:

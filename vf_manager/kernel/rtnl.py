@@ -133,6 +133,31 @@ class Rtnl:
     def has_default_route(self, ifindex: int) -> bool:
         return any(map(route_messages.is_default, self._dump_routes(ifindex)))
 
+    def default_route_links(self) -> frozenset[int]:
+        """One dump of each family, and one of the nexthop objects if a default route goes by one."""
+        links: set[int] = set()
+        objects: set[int] = set()
+        for message in filter(route_messages.is_default, self._dump_all_routes()):
+            direct, nexthop = route_messages.read_hops(message)
+            links.update(direct)
+            objects.update([nexthop] if nexthop is not None and not direct else [])
+        return frozenset(links | (self._links_of_nexthops(objects) if objects else set()))
+
+    def _dump_all_routes(self) -> list[bytes]:
+        found: list[bytes] = []
+        for family in route_messages.FAMILIES:
+            with _kernel_errors("list the routes"):
+                found += self._netlink.dump(route_messages.GETROUTE, route_messages.pack_route_query(family))
+        return found
+
+    def _links_of_nexthops(self, wanted: set[int]) -> set[int]:
+        with _kernel_errors("list the nexthop objects"):
+            messages = self._netlink.dump(route_messages.GETNEXTHOP, route_messages.pack_nexthop_query())
+        by_id = {number: (link, group) for number, link, group in map(route_messages.read_nexthop, messages)}
+        members = {member for number in wanted & by_id.keys() for member in by_id[number][1]}
+        hops = (by_id[number][0] for number in (wanted | members) & by_id.keys())
+        return {link for link in hops if link is not None}
+
     def _dump_routes(self, ifindex: int) -> list[bytes]:
         """The kernel picks them (net/ipv4/fib_frontend.c ip_valid_fib_dump_req): it knows the links of a
         route with several hops or with a nexthop object. ENODEV: there is no such link."""

@@ -1,12 +1,14 @@
 """Adapter: PCI functions and their SR-IOV controls in sysfs.
 
 Sources: Documentation/ABI/testing/sysfs-bus-pci (sriov_totalvfs, sriov_numvfs, sriov_drivers_autoprobe,
-driver_override), drivers/pci/iov.c (virtfnN and physfn links), include/linux/pci_ids.h (class codes),
+driver_override, acpi_index), sysfs-devices-vfio-dev, stable/sysfs-class-infiniband (ports/N/pkeys),
+drivers/pci/iov.c (virtfnN and physfn links), include/linux/pci_ids.h (class codes), drivers/uio/uio.c,
 net/core/dev.c netdev_adjacent_sysfs_add (upper_NAME links).
 """
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from vf_manager.kernel.api import PciFunction
 from vf_manager.model import IfName, PciAddress
 
 _NETWORK_CLASS = "0x02"  # PCI_BASE_CLASS_NETWORK
+_LINK_TYPE_OF_CLASS = {"0x0200": "ether", "0x0207": "infiniband"}  # PCI_CLASS_NETWORK_ETHERNET, _INFINIBAND
+_PCIE_ROOT = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _ATTRIBUTE_MAX = 4096  # Documentation/filesystems/sysfs.rst: a page
 
 
@@ -28,48 +32,22 @@ class Sysfs:
         self._probe = root / "bus/pci/drivers_probe"
         self._net = root / "class/net"
 
-    def pf_addresses(self) -> list[PciAddress]:
-        """Every function that has the SR-IOV capability, in address order."""
-        return [pci for pci in self._addresses() if self._number(pci, "sriov_totalvfs")]
+    def read_functions(self) -> list[PciFunction]:
+        """Every function of the network class, in address order."""
+        read = (self._read_network(pci) for pci in _list(str(self._devices)))
+        return [function for function in read if function is not None]
 
-    def lone_addresses(self) -> list[PciAddress]:
-        """Every network function that is neither a VF of a PF here nor able to have VFs, in address order."""
-        return [pci for pci in self._addresses() if self._is_lone(pci)]
+    def read_function(self, pci: str) -> PciFunction | None:
+        """One function of any class, or None if there is no such device."""
+        return self._read_as(pci, self._text(pci, "class") or "")
 
-    def read(self, pci: str) -> PciFunction | None:
-        """One function, or None if there is no such device."""
-        vendor = self._text(pci, "vendor")
-        if vendor is None:
-            return None
-        numa = self._number(pci, "numa_node")
-        group = self._link(pci, "iommu_group")
-        physfn = self._link(pci, "physfn")
-        total = 0 if physfn else self._number(pci, "sriov_totalvfs") or 0  # a VF has no VFs
-        count = self._number(pci, "sriov_numvfs") or 0 if total else 0
-        return PciFunction(
-            pci=PciAddress(pci),
-            vendor=vendor.removeprefix("0x"),
-            device=(self._text(pci, "device") or "").removeprefix("0x"),
-            driver=self._link(pci, "driver"),
-            numa_node=numa if numa is not None and numa >= 0 else None,
-            iommu_group=int(group) if group and group.isdigit() else None,
-            netdev_names=tuple(_list(f"{self._devices}/{pci}/net")),
-            physfn=PciAddress(physfn) if physfn else None,
-            total_vfs=total,
-            num_vfs=count,
-            autoprobe=not total or self._number(pci, "sriov_drivers_autoprobe") != 0,
-            virtfns=self._virtfns(pci, count),
-            lone=physfn is None and self._is_lone(pci),
-        )
+    def is_vf(self, pci: str) -> bool:
+        return os.path.lexists(self._devices / pci / "physfn")
 
     def uppers(self, name: IfName) -> tuple[str, ...]:
         """The interfaces that stand on this one; none for an interface that is not there."""
         entries = _list(f"{self._net}/{name}")
         return tuple(e.removeprefix("upper_") for e in entries if e.startswith("upper_"))
-
-    def ifindex(self, name: str) -> int | None:
-        text = _read(f"{self._net}/{name}/ifindex")
-        return int(text) if text else None
 
     def set_num_vfs(self, pf: PciAddress, count: int) -> None:
         """Write sriov_numvfs. EBUSY when VFs exist and count is not 0 (drivers/pci/pci-sysfs.c)."""
@@ -99,25 +77,70 @@ class Sysfs:
                 f"is the module loaded? the function is now bound to {bound or 'no driver'}",
             )
 
-    def _addresses(self) -> list[PciAddress]:
-        return [PciAddress(name) for name in _list(str(self._devices))]
+    def _read_network(self, pci: str) -> PciFunction | None:
+        pci_class = self._text(pci, "class") or ""
+        return self._read_as(pci, pci_class) if pci_class.startswith(_NETWORK_CLASS) else None
 
-    def _is_lone(self, pci: str) -> bool:
-        """A function whose driver wants no VFs has the capability all the same: 0 of them."""
-        folder = self._devices / pci
-        return (
-            (self._text(pci, "class") or "").startswith(_NETWORK_CLASS)
-            and not os.path.lexists(folder / "physfn")
-            and not os.path.lexists(folder / "sriov_totalvfs")
+    def _read_as(self, pci: str, pci_class: str) -> PciFunction | None:
+        """One listing tells which files there are: most functions lack most of them."""
+        has = frozenset(_list(f"{self._devices}/{pci}"))
+        vendor = self._text(pci, "vendor")
+        if vendor is None:
+            return None
+        is_vf, can_have_vfs = "physfn" in has, "sriov_totalvfs" in has
+        physfn = self._link(pci, "physfn") if is_vf else None
+        numa = self._number(pci, "numa_node")
+        total = self._number(pci, "sriov_totalvfs") or 0 if can_have_vfs and not is_vf else 0
+        group = self._link(pci, "iommu_group") if "iommu_group" in has else None
+        rdma = self._entries(pci, "infiniband", has)
+        return PciFunction(
+            pci=PciAddress(pci),
+            vendor=vendor.removeprefix("0x"),
+            device=(self._text(pci, "device") or "").removeprefix("0x"),
+            driver=self._link(pci, "driver") if "driver" in has else None,
+            numa_node=numa if numa is not None and numa >= 0 else None,
+            iommu_group=int(group) if group and group.isdigit() else None,
+            netdev_names=self._entries(pci, "net", has),
+            physfn=PciAddress(physfn) if physfn else None,
+            total_vfs=total,
+            num_vfs=self._number(pci, "sriov_numvfs") or 0 if total else 0,
+            autoprobe=not total or self._number(pci, "sriov_drivers_autoprobe") != 0,
+            virtfns=self._virtfns(pci, has) if total else (),
+            # A function whose driver wants no VFs has the capability all the same: 0 of them.
+            lone=pci_class.startswith(_NETWORK_CLASS) and not is_vf and not can_have_vfs,
+            link_type=_LINK_TYPE_OF_CLASS.get(pci_class[:6]),
+            acpi_index=self._number(pci, "acpi_index") if "acpi_index" in has else None,
+            pcie_root=self._pcie_root(pci),
+            rdma_devices=rdma,
+            pkey=self._pkey(pci, rdma),
+            vfio_device=next(iter(self._entries(pci, "vfio-dev", has)), None),
+            uio_device=next(iter(self._entries(pci, "uio", has)), None),
         )
 
-    def _virtfns(self, pci: str, count: int) -> tuple[tuple[int, PciAddress], ...]:
-        found = []
-        for index in range(count):
-            target = self._link(pci, f"virtfn{index}")
-            if target:
-                found.append((index, PciAddress(target)))
-        return tuple(found)
+    def _virtfns(self, pci: str, has: frozenset[str]) -> tuple[tuple[int, PciAddress], ...]:
+        indexes = sorted(int(name[6:]) for name in has if name.startswith("virtfn") and name[6:].isdigit())
+        links = ((index, self._link(pci, f"virtfn{index}")) for index in indexes)
+        return tuple((index, PciAddress(target)) for index, target in links if target)
+
+    def _pcie_root(self, pci: str) -> str | None:
+        """The first host bridge on the way to the device: what `resource.kubernetes.io/pcieRoot` is."""
+        try:
+            parts = os.readlink(self._devices / pci).split("/")
+        except OSError:
+            return None
+        return next((part for part in parts if _PCIE_ROOT.fullmatch(part)), None)
+
+    def _pkey(self, pci: str, rdma: tuple[str, ...]) -> str | None:
+        """Entry 0 of the partition key table: IPoIB's default (ipoib_main.c ipoib_add_port). It is there
+        while the interface is in a pod, too. RoCE has no partitions, but such a table all the same."""
+        if not rdma:
+            return None
+        port = f"infiniband/{rdma[0]}/ports/1"
+        is_infiniband = self._text(pci, f"{port}/link_layer") == "InfiniBand"
+        return self._text(pci, f"{port}/pkeys/0") if is_infiniband else None
+
+    def _entries(self, pci: str, folder: str, has: frozenset[str]) -> tuple[str, ...]:
+        return tuple(_list(f"{self._devices}/{pci}/{folder}")) if folder in has else ()
 
     def _text(self, pci: str, name: str) -> str | None:
         return _read(f"{self._devices}/{pci}/{name}")
