@@ -18,6 +18,7 @@ import msgspec
 
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.api import (
+    KernelEvents,
     LinkChange,
     LinkInfo,
     Links,
@@ -71,6 +72,21 @@ class FakeNetns:
         """Nothing is held."""
 
 
+class FakeEvents:
+    unheard: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self._told = threading.Event()
+
+    def wait(self, timeout_s: float) -> bool:
+        told = self._told.wait(timeout_s)
+        self._told.clear()
+        return told
+
+    def wake(self) -> None:
+        self._told.set()
+
+
 class FakeKernel:
     def __init__(self) -> None:
         self.on_change: Callable[[str], None] = lambda what: None
@@ -86,6 +102,7 @@ class FakeKernel:
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
+        self._listeners: list[FakeEvents] = []
 
     # --- set-up and inspection by tests
 
@@ -137,6 +154,7 @@ class FakeKernel:
         link = self.find(name)
         assert link is not None
         link.netdev = msgspec.structs.replace(link.netdev, up=up)
+        self.tell()
 
     def find(self, name: str, netns: int = _HOST_INO) -> FakeLink | None:
         """By name or altname."""
@@ -187,6 +205,7 @@ class FakeKernel:
                 self.functions[address] = FakeFunction(function)
                 if owner.function.autoprobe:
                     self._bind(address, "igbvf")
+        self.tell()
 
     def set_autoprobe(self, pf: PciAddress, enabled: bool) -> None:
         self.on_change("set_autoprobe")
@@ -206,12 +225,27 @@ class FakeKernel:
             if driver not in (None, *_DRIVERS):
                 raise KernelError(f"bind {pci} to {driver}", errno.ENODEV)
             self._bind(pci, driver or "igbvf")
+        self.tell()
 
     def uppers(self, name: IfName) -> tuple[str, ...]:
         return self.uppers_of.get(name, ())
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         return {}
+
+    @contextmanager
+    def events(self) -> Iterator[KernelEvents]:
+        events = FakeEvents()
+        self._listeners.append(events)
+        try:
+            yield events
+        finally:
+            self._listeners.remove(events)
+
+    def tell(self) -> None:
+        """That something has changed. The changes that a kernel makes are told by themselves."""
+        for events in tuple(self._listeners):
+            events.wake()
 
     def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
         return dict(self.sick)
@@ -287,6 +321,7 @@ class FakeKernel:
         found.function = msgspec.structs.replace(found.function, driver=None)
         for links in self.namespaces.values():
             links[:] = [i for i in links if i.parent != pci]
+        self.tell()
 
     def mirror_mac(self, pci: PciAddress, mac: Mac) -> None:
         """igb_set_vf_mac_addr: the MAC a VF gives itself shows at its PF, unless one is set there."""
@@ -308,6 +343,7 @@ class FakeKernel:
         mac = Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}")
         link = FakeLink(Netdev(ifindex=number, name=IfName(name), mac=mac, mtu=1500), parent)
         self.namespaces[netns].append(link)
+        self.tell()
         return link
 
     def _place(self, link: FakeLink, netns: int, name: IfName) -> None:
@@ -320,6 +356,7 @@ class FakeKernel:
         link.addresses = []
         link.routes = []
         self.namespaces[netns].append(link)
+        self.tell()
 
 
 class FakeLinks:
@@ -385,6 +422,7 @@ class FakeLinks:
     def _replace(self, link: FakeLink, **fields: object) -> None:
         asked = {key: value for key, value in fields.items() if value is not None}
         link.netdev = msgspec.structs.replace(link.netdev, **asked)
+        self._kernel.tell()
 
     def move(self, ifindex: int, target: NetnsHandle, name: IfName) -> None:
         """As __dev_change_net_namespace, where the name it has now counts first, and then do_setlink."""
@@ -465,6 +503,8 @@ class FakeLinks:
         if _route_key(route) in known or (":" not in route.dst and _route_key(route) in connected):
             raise KernelError(what, errno.EEXIST)
         link.routes.append(route)
+        if _is_default(route):
+            self._kernel.tell()
 
     def add_rule(self, rule: RuleSpec) -> None:
         self._kernel.on_change(f"add rule {rule.source}")

@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,16 @@ import pytest
 
 from vf_manager.discovery import find_link
 from vf_manager.errors import InvalidInput, KernelError
-from vf_manager.kernel.api import Kernel, LinkChange, LinkInfo, Links, NetnsHandle, RouteSpec, RuleSpec
+from vf_manager.kernel.api import (
+    Kernel,
+    KernelEvents,
+    LinkChange,
+    LinkInfo,
+    Links,
+    NetnsHandle,
+    RouteSpec,
+    RuleSpec,
+)
 from vf_manager.model import (
     ZERO_MAC,
     IfName,
@@ -439,6 +449,62 @@ class KernelContract:
         pod.links.remove_rule(rule)
         assert pod.links.rules() == [other]
 
+    # -- events
+
+    def test_nothing_is_heard_while_nothing_changes(self, kernel: Kernel, host: Links, spare: int) -> None:
+        with kernel.events() as events:
+            assert events.unheard == ()
+            become_quiet(events)
+
+    @pytest.mark.parametrize(
+        "change", [LinkChange(mtu=1400), LinkChange(name=IfName("renamed0")), LinkChange(up=True)]
+    )
+    def test_a_change_of_a_link_is_heard(
+        self, kernel: Kernel, host: Links, spare: int, change: LinkChange
+    ) -> None:
+        with kernel.events() as events:
+            become_quiet(events)
+            host.set_link(spare, change)
+            assert events.wait(_RETURN_TIMEOUT_S)
+
+    def test_a_link_that_leaves_and_comes_back_is_heard(
+        self, world: World, host: Links, spare: int, pod: Pod, host_netns: NetnsHandle
+    ) -> None:
+        with world.kernel.events() as events:
+            become_quiet(events)
+            net1 = moved_in(host, spare, pod)
+            assert events.wait(_RETURN_TIMEOUT_S)
+            become_quiet(events)
+            pod.links.move(net1, host_netns, world.spare)
+            assert events.wait(_RETURN_TIMEOUT_S)
+
+    @pytest.mark.parametrize("dst", ["0.0.0.0/0", "::/0"])
+    def test_a_default_route_is_heard(self, kernel: Kernel, host: Links, spare: int, dst: str) -> None:
+        host.set_link(spare, LinkChange(up=True))
+        with kernel.events() as events:
+            become_quiet(events)
+            host.add_route(spare, RouteSpec(dst=dst, table=1000))
+            assert events.wait(_RETURN_TIMEOUT_S)
+
+    def test_what_changed_before_the_wait_is_heard(self, kernel: Kernel, host: Links, spare: int) -> None:
+        with kernel.events() as events:
+            become_quiet(events)
+            for mtu in (1400, 1300, 1200):
+                host.set_link(spare, LinkChange(mtu=mtu))
+            assert events.wait(0)
+            become_quiet(events)
+
+    def test_a_wait_can_be_ended_by_another_thread(self, kernel: Kernel) -> None:
+        with kernel.events() as events:
+            become_quiet(events)
+            waker = threading.Timer(0.01, events.wake)
+            waker.start()
+            assert events.wait(_RETURN_TIMEOUT_S)
+            waker.join()
+            events.wake()
+            assert events.wait(0)
+        events.wake()  # nobody is there any more
+
     # -- namespaces
 
     def test_a_namespace_has_one_id(self, world: World, kernel: Kernel) -> None:
@@ -620,6 +686,17 @@ class VfContract(KernelContract):
         assert world.vf not in modes
         assert world.pf not in kernel.sick_reporters()
 
+    def test_functions_that_come_and_go_and_change_drivers_are_heard(
+        self, world: VfWorld, kernel: Kernel
+    ) -> None:
+        with kernel.events() as events:
+            become_quiet(events)
+            kernel.bind_driver(world.vf, None)
+            assert events.wait(_RETURN_TIMEOUT_S)
+            become_quiet(events)
+            kernel.set_num_vfs(world.pf, 0)
+            assert events.wait(_RETURN_TIMEOUT_S)
+
     # -- the interface of a VF
 
     def test_a_vf_tells_its_device_wherever_it_is(
@@ -772,6 +849,13 @@ def moved_in(host: Links, spare: int, pod: Pod) -> int:
     """The spare link into the pod as `net1`; its ifindex there."""
     host.move(spare, pod.netns, IfName("net1"))
     return named(pod.links, "net1").netdev.ifindex
+
+
+def become_quiet(events: KernelEvents) -> None:
+    """What was going on before is over, e.g. the carrier of a link that just came up."""
+    deadline = time.monotonic() + _RETURN_TIMEOUT_S
+    while events.wait(0.05):
+        assert time.monotonic() < deadline, f"still events after {_RETURN_TIMEOUT_S:g} s"
 
 
 @contextmanager

@@ -372,7 +372,7 @@ def test_a_nic_that_the_host_comes_to_need_leaves_its_pool(node: Node) -> None:
     with running(node, LONE_CONFIG):
         node.kubelet.wait_devices(FAST, 1)
         node.kernel.uppers_of["ens5"] = ("bond0",)
-        node.call("ADD", {"deviceID": "0000:09:00.0"}, None)
+        node.kernel.tell()
         node.kubelet.wait_devices(FAST, 0)
 
 

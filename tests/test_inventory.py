@@ -1,16 +1,18 @@
 """The inventory: looked at again when something may have changed, and told to others when it has."""
 
 import errno
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from tests.fake_kernel import FakeKernel
+from tests.fake_kernel import FakeEvents, FakeKernel
 from vf_manager.errors import KernelError
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import PciFunction
@@ -30,7 +32,7 @@ class Watched:
         log: FilteringBoundLogger = structlog.wrap_logger(
             None, [self.logged], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        self.keeper = InventoryKeeper(self.kernel, log, resync_s=resync_s)
+        self.keeper = InventoryKeeper(self.kernel, log, resync_s=resync_s, spacing_s=0.01)
         self.heard: list[Inventory] = []
         self.keeper.subscribe(self.heard.append)
 
@@ -58,6 +60,10 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"did not happen: {what}"
         time.sleep(0.002)
+
+
+def mtu_of(inventory: Inventory) -> int | None:
+    return inventory.pfs[0].netdev.mtu if inventory.pfs[0].netdev else None
 
 
 def num_vfs(inventory: Inventory) -> int:
@@ -142,6 +148,72 @@ def test_a_mark_makes_it_look(watched: Watched) -> None:
         eventually(lambda: num_vfs(watched.heard[-1]) == 3, "the change is told")
 
 
+def test_an_event_of_the_kernel_makes_it_look(watched: Watched) -> None:
+    with watched.watching():
+        eventually(lambda: len(watched.heard) == 1, "the first look")
+        watched.kernel.set_num_vfs(PF, 3)
+        eventually(lambda: num_vfs(watched.heard[-1]) == 3, "the change is told")
+
+
+def test_a_burst_of_events_is_few_looks(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    read = watched.kernel.read_functions
+
+    def count() -> list[PciFunction]:
+        nonlocal looks
+        looks += 1
+        return read()
+
+    monkeypatch.setattr(watched.kernel, "read_functions", count)
+    began = time.monotonic()
+    with watched.watching():
+        for mtu in range(1000, 1256):
+            watched.kernel.tell()
+            link = watched.kernel.find("ens1")
+            assert link is not None
+            link.netdev = msgspec.structs.replace(link.netdev, mtu=mtu)
+        watched.kernel.tell()
+        eventually(lambda: bool(watched.heard) and mtu_of(watched.heard[-1]) == 1255, "the last of them")
+        assert looks <= 2 + (time.monotonic() - began) / 0.01
+
+
+def test_it_rests_four_times_as_long_as_it_works(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes on at the node, and however many VFs it has."""
+    began: list[float] = []
+
+    def slow() -> list[PciFunction]:
+        began.append(time.monotonic())
+        time.sleep(0.02)
+        watched.kernel.tell()
+        return []
+
+    monkeypatch.setattr(watched.kernel, "read_functions", slow)
+    with watched.watching():
+        eventually(lambda: len(began) == 3, "the third look")
+    assert all(later - earlier >= 0.1 for earlier, later in itertools.pairwise(began[:3]))
+
+
+def test_what_it_cannot_hear_is_said_once(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEvents, "unheard", ("uevents: not permitted",))
+    with watched.watching():
+        eventually(lambda: len(watched.heard) == 1, "the first look")
+        watched.kernel.set_num_vfs(PF, 3)
+        eventually(lambda: len(watched.heard) == 2, "the second look")
+    (warning,) = (e for e in watched.logged.entries if e["log_level"] == "warning")
+    assert (warning["reason"], warning["resync_s"]) == ("uevents: not permitted", 60.0)
+
+
+def test_what_changed_is_logged(watched: Watched) -> None:
+    watched.keeper.refresh()
+    watched.kernel.set_num_vfs(PF, 3)
+    watched.keeper.refresh()
+    said = [f"{e['device']} {e['what']}" for e in watched.logged.entries]
+    assert said == [
+        f"PF ens1 ({PF}) appeared, driver igb, 0 VFs",
+        f"PF ens1 ({PF}) number of VFs 0 -> 3",
+    ]
+
+
 def test_it_looks_now_and_then_without_a_mark() -> None:
     watched = Watched(resync_s=0.01)
     with watched.watching():
@@ -158,8 +230,9 @@ def test_it_goes_on_looking_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
             eventually(lambda: len(watched.logged.entries) > 1, "failures are logged")
             patch.undo()
             eventually(lambda: len(watched.heard) == 1, "the look that succeeds")
-    assert {e["event"] for e in watched.logged.entries} == {"the inventory could not be read"}
-    assert "EAGAIN" in watched.logged.entries[0]["error"]
+    first, *_, last = watched.logged.entries
+    assert (first["event"], last["event"]) == ("the inventory could not be read", "inventory changed")
+    assert "EAGAIN" in first["error"]
 
 
 def _refuse() -> list[PciFunction]:

@@ -1,31 +1,38 @@
 """Orchestrator: the one inventory of the node, read again whenever something may have changed."""
 
 import threading
+import time
 from collections.abc import Callable
 
-import msgspec
+from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
-from vf_manager.discovery import read_lone, read_pfs
+from vf_manager.changes import describe_changes
+from vf_manager.discovery import read_inventory
 from vf_manager.errors import SriovError
-from vf_manager.kernel.api import Kernel
+from vf_manager.kernel.api import Kernel, KernelEvents
 from vf_manager.model import Inventory
+
+_REST_PER_LOOK = 4.0  # a pause is so many times as long as the look before: a fifth of a CPU at most
 
 
 class InventoryKeeper:
-    """Level-triggered: `mark_dirty` only says that a look is due; each look reads everything and compares.
+    """Level-triggered: an event only says that a look is due; each look reads everything and compares.
 
     Subscribers are called with each new snapshot, one at a time and in order, from the thread that looked.
     """
 
-    def __init__(self, kernel: Kernel, log: FilteringBoundLogger, *, resync_s: float = 5.0) -> None:
+    def __init__(
+        self, kernel: Kernel, log: FilteringBoundLogger, *, resync_s: float = 30.0, spacing_s: float = 0.1
+    ) -> None:
         self._kernel = kernel
         self._log = log
         self._resync_s = resync_s
-        self._dirty = threading.Event()
+        self._spacing_s = spacing_s
         self._looking = threading.Lock()
         self._subscribers: list[Callable[[Inventory], None]] = []
         self._current = Inventory()
+        self._events: KernelEvents | None = None
 
     @property
     def current(self) -> Inventory:
@@ -35,29 +42,39 @@ class InventoryKeeper:
         self._subscribers.append(subscriber)
 
     def mark_dirty(self) -> None:
-        self._dirty.set()
+        """Makes `watch` look again, or see that it shall stop. It looks when it begins, too."""
+        if (events := self._events) is not None:
+            events.wake()
 
     def refresh(self) -> Inventory:
         """Look now. Raises SriovError; the snapshot before it then stays."""
         with self._looking:
             old = self._current
-            new = Inventory(
-                generation=old.generation, pfs=read_pfs(self._kernel), lone=read_lone(self._kernel)
-            )
+            new = replace(read_inventory(self._kernel), generation=old.generation)
             if new != old or old.generation == 0:
-                self._current = msgspec.structs.replace(new, generation=old.generation + 1)
+                self._current = replace(new, generation=old.generation + 1)
+                for change in describe_changes(old, new):
+                    self._log.info("inventory changed", device=change.device, what=change.what)
                 for subscriber in self._subscribers:
                     subscriber(self._current)
             return self._current
 
     def watch(self, stop: threading.Event) -> None:
-        """Look when marked dirty, and every `resync_s` anyway. For a thread of its own."""
-        while not stop.is_set():
-            self._dirty.wait(self._resync_s)
-            self._dirty.clear()
-            if stop.is_set():
-                return
-            try:
-                self.refresh()
-            except SriovError as e:
-                self._log.warning("the inventory could not be read", error=str(e))
+        """Look at once when the kernel tells of something, and every `resync_s` anyway. What comes during a
+        look or the pause behind it makes one more, however much it is. For a thread of its own."""
+        with self._kernel.events() as events:
+            self._events = events
+            for reason in events.unheard:
+                self._log.warning("not all events are heard", reason=reason, resync_s=self._resync_s)
+            while not stop.is_set():
+                if not stop.wait(max(self._spacing_s, self._look() * _REST_PER_LOOK)):
+                    events.wait(self._resync_s)
+
+    def _look(self) -> float:
+        """The seconds that it took."""
+        began = time.monotonic()
+        try:
+            self.refresh()
+        except SriovError as e:
+            self._log.warning("the inventory could not be read", error=str(e))
+        return time.monotonic() - began

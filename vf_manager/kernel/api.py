@@ -156,6 +156,21 @@ class Links(Protocol):
         """The ifindexes for which `has_default_route`, by one look at all routes."""
 
 
+class KernelEvents(Protocol):
+    """Hints that a NIC, its driver, a link or a default route may have changed, never which or how: look. For
+    the thread that opened it."""
+
+    @property
+    def unheard(self) -> tuple[str, ...]:
+        """The sources of events that could not be opened, each with the reason."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until something may have changed since the call before (True), or the time is over."""
+
+    def wake(self) -> None:
+        """Ends a wait as an event does, the next one if there is none. For any thread, at any time."""
+
+
 class Kernel(Protocol):
     """The kernel of the node. Methods raise KernelError when the kernel refuses."""
 
@@ -179,6 +194,9 @@ class Kernel(Protocol):
 
     def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
         """The devlink health reporters that are in the state `error`, of each function that has any."""
+
+    def events(self) -> AbstractContextManager[KernelEvents]:
+        """Of the host, from now on."""
 
     def netns(self, fd: int) -> NetnsHandle:
         """Duplicates the descriptor. InvalidInput if it is not a network namespace."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
-from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
+from vf_manager.kernel.api import KernelEvents, Links, NetnsHandle, PciFunction
 from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters
+from vf_manager.kernel.events import listening
 from vf_manager.kernel.netns import Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
@@ -46,6 +47,9 @@ class LinuxKernel:
 
     def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
         return read_sick_reporters()
+
+    def events(self) -> AbstractContextManager[KernelEvents]:
+        return listening()
 
     def netns(self, fd: int) -> NetnsHandle:
         return Netns(fd)

@@ -9,8 +9,8 @@ import struct
 from vf_manager.kernel import attributes
 from vf_manager.kernel.api import RouteSpec, RuleSpec
 
-NEWADDR, GETADDR, NEWROUTE, GETROUTE, NEWRULE, DELRULE, GETRULE = 20, 22, 24, 26, 32, 33, 34
-GETNEXTHOP = 106
+NEWADDR, GETADDR, NEWROUTE, DELROUTE, GETROUTE = 20, 22, 24, 25, 26
+NEWRULE, DELRULE, GETRULE, GETNEXTHOP = 32, 33, 34, 106
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _IFADDR = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
