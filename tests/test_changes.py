@@ -19,7 +19,7 @@ def netdev(name: str, **fields: Any) -> Netdev:
 
 def vf(index: int, **fields: Any) -> Vf:
     address = PciAddress(f"0000:3b:{2 + index // 8:02x}.{index % 8}")
-    known = {"driver": "iavf", "netdev": netdev(f"ens1f0v{index}")}
+    known: dict[str, Any] = {"driver": "iavf", "netdev": netdev(f"ens1f0v{index}")}
     return Vf(pci=address, pf_pci=PF0, index=index, vendor="8086", device="154c", **known | fields)
 
 
@@ -118,10 +118,8 @@ def test_devices_come_in_the_order_of_their_addresses() -> None:
 
 def test_what_is_no_news() -> None:
     """What the CNI plugin does to a VF is in its own log."""
-    assert (
-        said(pf(1), pf(1, vfs=(vf(0, netdev=replace(netdev("ens1f0v0"), mac=Mac("02:00:00:00:00:02"))),)))
-        == []
-    )
+    other_mac = replace(netdev("ens1f0v0"), mac=Mac("02:00:00:00:00:02"))
+    assert said(pf(1), pf(1, vfs=(vf(0, netdev=other_mac),))) == []
 
 
 @given(st.sets(st.integers(0, 300)))
