@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from device_plugin.selectors import Rules, Selector, parse_selector, selector_mistakes
+from device_plugin.selectors import Refusal, Rules, Selector, parse_selector, place_of, selector_mistakes
 from vf_manager.errors import InvalidInput
 from vf_manager.mistakes import caught
 from vf_manager.model import Inventory, PciAddress, Pf, Vf, parse_pci_address
@@ -60,6 +60,13 @@ class PoolRules(msgspec.Struct, frozen=True):
     def may_have(self, pf: Pf | None) -> bool:
         """Whether VFs of this PF are meant; None: those whose PF is not on this node."""
         return self.pool.without_pf in (None, pf is None)
+
+    def refusals(self, pf: Pf | None, vf: Vf) -> tuple[tuple[Refusal, ...], ...]:
+        """Of each selector, the keys that do not take the VF. Of no use for one that the pool takes."""
+        if not self.may_have(pf):
+            asked = "true" if self.pool.without_pf else "false"
+            return ((Refusal(key="withoutPf", wanted=(asked,), actual=place_of(pf, vf)),),)
+        return tuple(tuple(rules.refusals(pf, vf)) for rules in self.rules)
 
     def takes(self, pf: Pf | None, vf: Vf) -> bool:
         return self.may_have(pf) and any(rules.takes(pf, vf) for rules in self.rules)
@@ -150,13 +157,18 @@ def _without_pf_mistakes(select: Selector, key: str) -> Iterator[InvalidInput]:
             list(entries),
             f"{others} instead: with withoutPf, the PF is not on this node and has no name here",
         )
-    if not of_pf and not any(name in _TELL_A_NIC for name, _ in select.items()):
+    if not of_pf and not tells_a_nic(select):
         which = "this one" if select != Selector() else "an empty one"
         yield InvalidInput(
             key,
             {name: list(entries) for name, entries in select.items()},
             f"{others}: with withoutPf, {which} would take every NIC of the node",
         )
+
+
+def tells_a_nic(select: Selector) -> bool:
+    """Whether it tells the NICs that it means from all others of a node."""
+    return any(name in _TELL_A_NIC for name, _ in select.items())
 
 
 def _info_mistakes(pool: Pool, key: str) -> Iterator[InvalidInput]:

@@ -18,6 +18,8 @@ _PF_NAME = re.compile(r"[^\s/#\x00-\x1f\x7f]+")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 _MAX_NAME_BYTES = 127  # ALTIFNAMSIZ - 1, include/uapi/linux/if.h
+_OF_PF = ("pfNames", "rootDevices", "withoutPf")
+_TRUTHS = ("isRdma", "withoutPf")
 _MAX_INDEX = 65535  # NumVFs of the SR-IOV capability has 16 bits
 
 
@@ -82,11 +84,11 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """`vendors ["15b3"], this device has 8086`"""
-        if self.key in _PF_PARSERS:
+        if self.key in _OF_PF:
             actual = f"is {self.actual}" if self.actual else "has no PF on this node"
         else:
             actual = f"has {self.actual or 'none'}"
-        wanted = self.wanted[0] if self.key == "isRdma" else json.dumps(self.wanted, ensure_ascii=False)
+        wanted = self.wanted[0] if self.key in _TRUTHS else json.dumps(self.wanted, ensure_ascii=False)
         return f"{self.key} {wanted}, this device {actual}"
 
 
@@ -100,8 +102,7 @@ class PfCondition(msgspec.Struct, frozen=True):
         """None: taken. Every entry counts, also if several name one PF."""
         if pf is not None and any(rule.takes(pf, vf) for rule in self.rules):
             return None
-        actual = None if pf is None else f"VF {vf.index} of {pf.label}"
-        return Refusal(key=self.key, wanted=tuple(map(str, self.rules)), actual=actual)
+        return Refusal(key=self.key, wanted=tuple(map(str, self.rules)), actual=place_of(pf, vf))
 
 
 class ValueCondition(msgspec.Struct, frozen=True):
@@ -134,6 +135,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         """One of each key that does not take it."""
         yield from filter(None, (condition.refusal(pf, vf) for condition in self.of_pf))
         yield from filter(None, (condition.refusal(vf) for condition in self.of_value))
+
+
+def place_of(pf: Pf | None, vf: Vf) -> str | None:
+    """`VF 3 of ens1f0 (0000:3b:00.0)`; None without a PF on this node."""
+    return None if pf is None else f"VF {vf.index} of {pf.label}"
 
 
 def parse_selector(selector: Selector, key: str = "select") -> Rules:

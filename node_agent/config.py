@@ -12,18 +12,13 @@ from node_agent.strict_yaml import YamlError, read_yaml
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError
-from vf_manager.mistakes import caught, type_mistakes
+from vf_manager.mistakes import MistakesFound, caught, type_mistakes
 from vf_manager.model import Inventory, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
 
-class ConfigError(SriovError):
-    """The config file cannot be used. Says where and what would be right. `mistakes`: all that were found."""
-
-    def __init__(self, first: str, *others: str) -> None:
-        self.mistakes = (first, *others)
-        more = f" (and {len(others)} more; sriovctl validate tells all)" if others else ""
-        super().__init__(first + more)
+class ConfigError(MistakesFound):
+    """The config file cannot be used. Says where and what would be right."""
 
 
 class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

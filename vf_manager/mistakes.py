@@ -8,9 +8,18 @@ from typing import Any, ParamSpec, Union, get_args, get_origin
 
 import msgspec
 
-from vf_manager.errors import InvalidInput, plain, shorten
+from vf_manager.errors import InvalidInput, SriovError, plain, shorten
 
 P = ParamSpec("P")
+
+
+class MistakesFound(SriovError):
+    """A document cannot be used. `mistakes`: all that were found; the message has the first."""
+
+    def __init__(self, first: str, *others: str) -> None:
+        self.mistakes = (first, *others)
+        more = f" (and {len(others)} more; sriovctl validate tells all)" if others else ""
+        super().__init__(first + more)
 
 
 def caught(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Iterator[InvalidInput]:
