@@ -1,52 +1,67 @@
-"""Pure: which VFs a selector takes.
+"""Pure: which VFs a selector takes, and which of its keys refuse one.
 
-A `Selector` is what the administrator wrote; `parse_selector` turns it into a `Rules` or says what is
+A `Selector` is what the administrator wrote; `parse_selector` turns it into `Rules` or says what is
 wrong with it. Keys are joined by AND, the entries of one key by OR.
 """
 
+import json
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from device_plugin.selector_keys import VALUE_KEYS
 from vf_manager.errors import InvalidInput
 from vf_manager.model import Pf, Vf, parse_pci_address
 
-T = TypeVar("T")
-
-_ID = re.compile(r"(?:0x)?([0-9a-f]{4})")
-_DRIVER = re.compile(r"[a-z0-9_-]{1,64}")
 _PF_NAME = re.compile(r"[^\s/#\x00-\x1f\x7f]+")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 _MAX_NAME_BYTES = 127  # ALTIFNAMSIZ - 1, include/uapi/linux/if.h
+_OF_PF = ("pfNames", "rootDevices", "withoutPf")
+_TRUTHS = ("isRdma", "withoutPf")
 _MAX_INDEX = 65535  # NumVFs of the SR-IOV capability has 16 bits
 
 
 class Selector(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True
 ):
-    """The `select` of a pool, as written. `None`: not asked for, any VF will do."""
+    """A selector as written. `None`: not asked for, any VF will do."""
 
     pf_names: tuple[str, ...] | None = None  # "ens1f0", "ens1f0#0-3,5"; altnames of the PF count too
+    root_devices: tuple[str, ...] | None = None  # the same by the PF's PCI address: "0000:3b:00.0#0-3,5"
     vendors: tuple[str, ...] | None = None  # "8086"
     devices: tuple[str, ...] | None = None  # "10ca", of the VF, not of its PF
     drivers: tuple[str, ...] | None = None  # of the VF: "igbvf", "vfio-pci"
     pci_addresses: tuple[str, ...] | None = None  # of the VF: "0000:3b:10.0"
+    acpi_indexes: tuple[int | str, ...] | None = None
+    link_types: tuple[str, ...] | None = None  # "ether", "infiniband"
+    p_keys: tuple[str, ...] | None = None  # "0x8001"
+    numa_nodes: tuple[int, ...] | None = None
+    pcie_roots: tuple[str, ...] | None = None  # "pci0000:3a"
+    is_rdma: bool | None = None
+
+    def items(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The keys that are asked for, as they are written, each with its entries."""
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            if isinstance(value, bool):
+                yield field.encode_name, (str(value).lower(),)
+            elif value is not None:
+                yield field.encode_name, tuple(map(str, value))
 
 
 class PfRule(msgspec.Struct, frozen=True):
-    """One entry of `pfNames`: a PF, and the VF indexes of it as inclusive ranges (None: all)."""
+    """One entry of `pfNames` or `rootDevices`: a PF by its name or its PCI address, and the VF indexes of it
+    as inclusive ranges (None: all)."""
 
     name: str
     ranges: tuple[tuple[int, int], ...] | None = None
 
     def names(self, pf: Pf) -> bool:
-        """Whether the PF has this name or altname. Case does not count."""
-        if pf.netdev is None:
-            return False
-        return self.name.lower() in (name.lower() for name in (pf.netdev.name, *pf.netdev.altnames))
+        """Whether the PF has this address, name or altname. Case does not count."""
+        known = (pf.pci, pf.netdev.name, *pf.netdev.altnames) if pf.netdev else (pf.pci,)
+        return self.name.lower() in (name.lower() for name in known)
 
     def takes(self, pf: Pf, vf: Vf) -> bool:
         return self.names(pf) and (
@@ -59,45 +74,141 @@ class PfRule(msgspec.Struct, frozen=True):
         return f"{self.name}#" + ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self.ranges)
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed selector: every value in the form the inventory has it. `None`: any."""
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that does not take a device: it wants one of `wanted`, as written, and the device has `actual`
+    (None: nothing of the kind)."""
 
-    pf_rules: tuple[PfRule, ...] | None = None
-    vendors: tuple[str, ...] | None = None
-    devices: tuple[str, ...] | None = None
-    drivers: tuple[str, ...] | None = None
-    pci_addresses: tuple[str, ...] | None = None
+    key: str
+    wanted: tuple[str, ...]
+    actual: str | None
+
+    def __str__(self) -> str:
+        """`vendors ["15b3"], this device has 8086`"""
+        if self.key in _OF_PF:
+            actual = f"is {self.actual}" if self.actual else "has no PF on this node"
+        else:
+            actual = f"has {self.actual or 'none'}"
+        wanted = self.wanted[0] if self.key in _TRUTHS else json.dumps(self.wanted, ensure_ascii=False)
+        return f"{self.key} {wanted}, this device {actual}"
+
+
+class PfCondition(msgspec.Struct, frozen=True):
+    """`pfNames` or `rootDevices`, parsed."""
+
+    key: str
+    rules: tuple[PfRule, ...]
+
+    def refusal(self, pf: Pf | None, vf: Vf) -> Refusal | None:
+        """None: taken. Every entry counts, also if several name one PF."""
+        if pf is not None and any(rule.takes(pf, vf) for rule in self.rules):
+            return None
+        return Refusal(key=self.key, wanted=tuple(map(str, self.rules)), actual=place_of(pf, vf))
+
+
+class ValueCondition(msgspec.Struct, frozen=True):
+    """Any other key, parsed: `values` in the form that they are compared in."""
+
+    key: str
+    written: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def refusal(self, vf: Vf) -> Refusal | None:
+        """None: taken."""
+        row = VALUE_KEYS[self.key]
+        actual = row.actual(vf)
+        if row.comparable(actual) in self.values:
+            return None
+        return Refusal(key=self.key, wanted=self.written, actual=actual)
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed selector: all conditions must hold."""
+
+    of_pf: tuple[PfCondition, ...] = ()
+    of_value: tuple[ValueCondition, ...] = ()
 
     def takes(self, pf: Pf | None, vf: Vf) -> bool:
         """Whether this VF of this PF is selected; None: its PF is not on this node."""
-        return (
-            (self.pf_rules is None or (pf is not None and any(rule.takes(pf, vf) for rule in self.pf_rules)))
-            and (self.vendors is None or vf.vendor in self.vendors)
-            and (self.devices is None or vf.device in self.devices)
-            and (self.drivers is None or (vf.driver is not None and _driver_key(vf.driver) in self.drivers))
-            and (self.pci_addresses is None or vf.pci in self.pci_addresses)
-        )
+        return next(self.refusals(pf, vf), None) is None
+
+    def refusals(self, pf: Pf | None, vf: Vf) -> Iterator[Refusal]:
+        """One of each key that does not take it."""
+        yield from filter(None, (condition.refusal(pf, vf) for condition in self.of_pf))
+        yield from filter(None, (condition.refusal(vf) for condition in self.of_value))
+
+
+def place_of(pf: Pf | None, vf: Vf) -> str | None:
+    """`VF 3 of ens1f0 (0000:3b:00.0)`; None without a PF on this node."""
+    return None if pf is None else f"VF {vf.index} of {pf.label}"
 
 
 def parse_selector(selector: Selector, key: str = "select") -> Rules:
     """Raises InvalidInput that names the key below `key`, e.g. `pools[0].select.pfNames[1]`."""
-    return Rules(
-        pf_rules=_parse_all(selector.pf_names, f"{key}.pfNames", parse_pf_rule),
-        vendors=_parse_all(selector.vendors, f"{key}.vendors", _parse_id),
-        devices=_parse_all(selector.devices, f"{key}.devices", _parse_id),
-        drivers=_parse_all(selector.drivers, f"{key}.drivers", _parse_driver),
-        pci_addresses=_parse_all(selector.pci_addresses, f"{key}.pciAddresses", parse_pci_address),
-    )
+    for mistake in selector_mistakes(selector, key):
+        raise mistake
+    of_pf, of_value = [], []
+    for name, entries in selector.items():
+        if name in _PF_PARSERS:
+            of_pf.append(PfCondition(name, tuple(_PF_PARSERS[name](entry, name) for entry in entries)))
+        else:
+            values = tuple(VALUE_KEYS[name].parse(entry, name) for entry in entries)
+            of_value.append(ValueCondition(name, entries, values))
+    return Rules(of_pf=tuple(of_pf), of_value=tuple(of_value))
+
+
+def selector_mistakes(selector: Selector, key: str) -> Iterator[InvalidInput]:
+    """Everything that is wrong with it."""
+    for name, entries in selector.items():
+        if not entries:
+            yield InvalidInput(f"{key}.{name}", [], "at least one entry; leave the key out to take any")
+        parse: Callable[[str, str], object] = _PF_PARSERS.get(name) or VALUE_KEYS[name].parse
+        for i, entry in enumerate(entries):
+            try:
+                parse(entry, f"{key}.{name}[{i}]")
+            except InvalidInput as e:
+                yield e
+
+
+def pf_rules(selectors: Iterable[Selector]) -> tuple[PfRule, ...]:
+    """Every PF that they name, by name or address. Raises InvalidInput."""
+    parsed = [parse_selector(selector) for selector in selectors]
+    return tuple(rule for rules in parsed for condition in rules.of_pf for rule in condition.rules)
 
 
 def parse_pf_rule(text: str, key: str = "pfNames") -> PfRule:
     """`ens1f0` or `ens1f0#0-3,5`. Raises InvalidInput."""
     name, hash_sign, indexes = text.partition("#")
+    if _is_pci_address(name):
+        raise InvalidInput(key, text, "the name of a PF; PCI addresses of PFs belong into rootDevices")
     if not _PF_NAME.fullmatch(name) or len(name.encode(errors="replace")) > _MAX_NAME_BYTES:
         raise InvalidInput(key, text, "the name of a PF, like ens1f0 or ens1f0#0-3,5")
-    if not hash_sign:
-        return PfRule(name)
-    return PfRule(name, tuple(_parse_range(part, text, key) for part in indexes.split(",")))
+    return PfRule(name, _parse_ranges(indexes, text, key) if hash_sign else None)
+
+
+def parse_root_device(text: str, key: str = "rootDevices") -> PfRule:
+    """`0000:3b:00.0` or `0000:3b:00.0#0-3,5`. Raises InvalidInput."""
+    address, hash_sign, indexes = text.partition("#")
+    if not _is_pci_address(address):
+        raise InvalidInput(key, text, "the PCI address of a PF, like 0000:3b:00.0 or 0000:3b:00.0#0-3,5")
+    return PfRule(address.lower(), _parse_ranges(indexes, text, key) if hash_sign else None)
+
+
+def _is_pci_address(text: str) -> bool:
+    try:
+        parse_pci_address(text)
+    except InvalidInput:
+        return False
+    return True
+
+
+_PF_PARSERS: dict[str, Callable[[str, str], PfRule]] = {
+    "pfNames": parse_pf_rule,
+    "rootDevices": parse_root_device,
+}
+
+
+def _parse_ranges(indexes: str, text: str, key: str) -> tuple[tuple[int, int], ...]:
+    return tuple(_parse_range(part, text, key) for part in indexes.split(","))
 
 
 def _parse_range(part: str, text: str, key: str) -> tuple[int, int]:
@@ -111,31 +222,3 @@ def _parse_range(part: str, text: str, key: str) -> tuple[int, int]:
     if last > _MAX_INDEX:
         raise InvalidInput(key, text, f"VF indexes up to {_MAX_INDEX}")
     return first, last
-
-
-def _parse_id(text: str, key: str) -> str:
-    found = _ID.fullmatch(text.lower())
-    if not found:
-        raise InvalidInput(key, text, "a PCI id of four hex digits, like 8086")
-    return found[1]
-
-
-def _parse_driver(text: str, key: str) -> str:
-    if not _DRIVER.fullmatch(text.lower()):
-        raise InvalidInput(key, text, "the name of a driver, like igbvf or vfio-pci")
-    return _driver_key(text)
-
-
-def _driver_key(name: str) -> str:
-    """`vfio_pci` names the same as `vfio-pci`, as it does for modprobe."""
-    return name.lower().replace("_", "-")
-
-
-def _parse_all(
-    values: tuple[str, ...] | None, key: str, parse: Callable[[str, str], T]
-) -> tuple[T, ...] | None:
-    if values is None:
-        return None
-    if not values:
-        raise InvalidInput(key, [], "at least one entry; leave the key out to take any")
-    return tuple(parse(value, f"{key}[{i}]") for i, value in enumerate(values))

@@ -149,8 +149,8 @@ class Bench:
         )
 
 
-def _any_pool(vf: PciAddress) -> str | None:
-    return "rig"
+def _any_pool(vf: PciAddress) -> tuple[str, ...]:
+    return ("rig",)
 
 
 def _pass(name: str) -> None:

@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
-from device_plugin.pools import assign, held_back, resource_name
+from device_plugin.pools import assign, held_back, pools_by_vf, resource_of
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.supervisor import Supervisor
 from sriov_cni.attach import Attacher
@@ -68,13 +68,13 @@ class Agent:
             self._created = RecordStore(run_dir / "pfs", CreatedVfs)
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
-            self._pool_by_vf: dict[PciAddress, str] = {}
+            self._pools_by_vf: dict[PciAddress, tuple[str, ...]] = {}
             self._held_back: tuple[str, ...] = ()
             self._attacher = Attacher(
                 kernel,
                 RecordStore(run_dir / ATTACHMENTS, Attachment),
                 self._locks,
-                self._pool_of,
+                self._pools_of,
                 log,
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 lease_dir=lease_dir,
@@ -134,10 +134,10 @@ class Agent:
 
     def _pods(self, kubelet: PodResources) -> PodAttacher:
         config = self._config
-        resources = {resource_name(config.resource_prefix, pool.name): pool.name for pool in config.pools}
-        given = PodVfs(kubelet, resources, self._pool_of)
+        resources = {resource_of(pool, config.resource_prefix): pool.name for pool in config.resources()}
+        given = PodVfs(kubelet, resources, self._pools_of)
         return PodAttacher(
-            self._attacher, given, self._pool_of, config.pool_networks(), config.limits(), self._chooser()
+            self._attacher, given, self._pools_of, config.pool_networks(), config.limits(), self._chooser()
         )
 
     def _chooser(self) -> ChooseNetwork:
@@ -168,8 +168,7 @@ class Agent:
         self._provisioned.set()
 
     def _on_inventory(self, inventory: Inventory) -> None:
-        pools = assign(self._config.resources(), inventory)
-        self._pool_by_vf = {vf.pci: name for name, vfs in pools.items() for vf in vfs}
+        self._pools_by_vf = pools_by_vf(assign(self._config.resources(), inventory))
         before, self._held_back = self._held_back, held_back(self._config.resources(), inventory)
         for line in self._held_back:
             if line not in before:
@@ -177,14 +176,14 @@ class Agent:
         if self._provisioned.is_set():
             self._plugin.update(inventory)
 
-    def _pool_of(self, vf: PciAddress) -> str | None:
+    def _pools_of(self, vf: PciAddress) -> tuple[str, ...]:
         """A VF that is in no pool may have come since the last look."""
-        if vf not in self._pool_by_vf:
+        if vf not in self._pools_by_vf:
             self._keeper.refresh()
-        return self._pool_by_vf.get(vf)
+        return self._pools_by_vf.get(vf, ())
 
     def _count(self, pool: str) -> int:
-        return sum(1 for name in self._pool_by_vf.values() if name == pool)
+        return sum(1 for names in self._pools_by_vf.values() if pool in names)
 
     def _refuse_unready(self) -> None:
         """Raises NotReady if an ADD of a pod with VFs could not succeed now. Where other pods have a chain
@@ -202,10 +201,10 @@ class Agent:
             return "the VFs are still being set up"
         if self._fallback is not None:
             return None
-        total = len(self._pool_by_vf)
+        total = len(self._pools_by_vf)
         if total == 0:
             return "no pool has a VF; see the agent's log and `sriovctl vfs`"
-        free = self._pool_by_vf.keys() - self._attacher.held_vfs()
+        free = self._pools_by_vf.keys() - self._attacher.held_vfs()
         return None if free else f"all {total} VFs of this node's pools are attached"
 
     def _vfs_of_pfs_that_are_up(self) -> set[PciAddress]:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from node_agent.agent import ATTACHMENTS, RUN_DIR
+from node_agent.cli_explain import explain_command
+from node_agent.cli_validate import validate_command
 from sriov_cni.attachment import Attachment
 from vf_manager.discovery import read_lone, read_pfs
 from vf_manager.errors import SriovError
@@ -25,7 +27,7 @@ app = typer.Typer(
 
 @app.callback()
 def _main() -> None:
-    """Without a second command typer would make `vfs` the only one and take its name away."""
+    """Options of sriovctl itself would be here."""
 
 
 @app.command()
@@ -53,6 +55,10 @@ def vfs(
         if not lone:
             return
     console.print(_table(pfs, lone, owners))
+
+
+app.command("explain")(explain_command)
+app.command("validate")(validate_command)
 
 
 def _owners(directory: Path) -> dict[PciAddress, Attachment]:

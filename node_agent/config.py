@@ -1,22 +1,23 @@
 """Pure: the agent's config file. Strict: an unknown key, a wrong type or an impossible value is an error
 that names its path."""
 
-import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
-from device_plugin.selectors import PfRule, Selector, parse_selector
+from device_plugin.pools import DEFAULT_PREFIX, Pool, pool_mistakes
+from device_plugin.selectors import PfRule, Selector, pf_rules
 from node_agent.strict_yaml import YamlError, read_yaml
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
-from vf_manager.errors import InvalidInput, Refused, SriovError, plain
+from vf_manager.errors import InvalidInput, Refused, SriovError
+from vf_manager.mistakes import MistakesFound, caught, type_mistakes
 from vf_manager.model import Inventory, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
 
-class ConfigError(SriovError):
+class ConfigError(MistakesFound):
     """The config file cannot be used. Says where and what would be right."""
 
 
@@ -35,13 +36,35 @@ class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """`without_pf`: of VFs that a hypervisor gave to this machine, whose PF it has not."""
+    """`select`: one selector, or several of which one is enough. `without_pf`: of VFs that a hypervisor gave
+    to this machine, whose PF it has not. The others are as in `Pool`."""
 
     name: str
-    select: Selector
+    select: Selector | tuple[Selector, ...]
+    resource_prefix: str | None = None
     without_pf: bool = False
+    shared: bool = False
+    exclude_topology: bool = False
+    vhost_net: bool = False
+    additional_info: dict[str, dict[str, str]] = {}
     vfs: VfsConfig | None = None
     limits: Limits | None = None
+
+    def selectors(self) -> tuple[Selector, ...]:
+        return self.select if isinstance(self.select, tuple) else (self.select,)
+
+    def resource(self) -> Pool:
+        """The pool as the device plugin takes it."""
+        return Pool(
+            name=self.name,
+            select=self.selectors(),
+            prefix=self.resource_prefix,
+            without_pf=self.without_pf,
+            shared=self.shared,
+            exclude_topology=self.exclude_topology,
+            vhost_net=self.vhost_net,
+            additional_info={device.lower(): info for device, info in self.additional_info.items()},
+        )
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -54,9 +77,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""
-        return tuple(
-            Pool(name=pool.name, select=pool.select, without_pf=pool.without_pf) for pool in self.pools
-        )
+        return tuple(pool.resource() for pool in self.pools)
 
     def pool_networks(self) -> tuple[Network, ...]:
         """`networks`, typed. Raises InvalidInput."""
@@ -68,28 +89,28 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def parse_config(text: str) -> AgentConfig:
-    """Raises ConfigError."""
+    """Raises ConfigError. What has a wrong type or an unknown key hides what has a wrong value."""
     try:
-        config = msgspec.convert(read_yaml(text), AgentConfig)
-        check_pools(config.resources(), config.resource_prefix)
-        for i, pool in enumerate(config.pools):
-            if pool.without_pf:
-                _check_without_pf(pool, f"pools[{i}]")
-            _check_vfs(pool, f"pools[{i}]")
-            if pool.limits:
-                check_limits(pool.limits, f"pools[{i}].limits")
-        _check_networks(config)
-        if config.fallback is not None and not config.fallback.startswith("/"):
-            raise InvalidInput(
-                "fallback", config.fallback, "the absolute path of a network configuration list"
-            )
+        raw = read_yaml(text)
     except YamlError as e:
         raise ConfigError(f"not valid YAML: {e}") from e
-    except msgspec.ValidationError as e:
-        raise ConfigError(_explain(str(e))) from e
-    except InvalidInput as e:
-        raise ConfigError(str(e)) from e
+    if wrong := tuple(type_mistakes(raw, AgentConfig)):
+        raise ConfigError(*wrong)
+    config = msgspec.convert(raw, AgentConfig)
+    if wrong := tuple(map(str, _mistakes(config))):
+        raise ConfigError(*wrong)
     return config
+
+
+def _mistakes(config: AgentConfig) -> Iterator[SriovError]:
+    yield from pool_mistakes(config.resources(), config.resource_prefix)
+    for i, pool in enumerate(config.pools):
+        yield from caught(_check_without_pf if pool.without_pf else _check_vfs, pool, f"pools[{i}]")
+        if pool.limits:
+            yield from caught(check_limits, pool.limits, f"pools[{i}].limits")
+    yield from _network_mistakes(config)
+    if config.fallback is not None and not config.fallback.startswith("/"):
+        yield InvalidInput("fallback", config.fallback, "the absolute path of a network configuration list")
 
 
 def pf_policies(config: AgentConfig, inventory: Inventory) -> tuple[tuple[PfPolicy, ...], tuple[str, ...]]:
@@ -102,7 +123,7 @@ def pf_policies(config: AgentConfig, inventory: Inventory) -> tuple[tuple[PfPoli
     for i, pool in enumerate(config.pools):
         if pool.vfs is None:
             continue
-        for rule in parse_selector(pool.select).pf_rules or ():
+        for rule in pf_rules(pool.selectors()):
             pfs = [pf for pf in inventory.pfs if rule.names(pf)]
             if not pfs:
                 missing.append(f"pools[{i}] {pool.name}: no SR-IOV PF is called {rule.name!r} on this node")
@@ -130,7 +151,13 @@ def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: st
     return PfPolicy(pf=pf.pci, count=vfs.count, vfs=old + new)
 
 
-def _check_networks(config: AgentConfig) -> None:
+def _network_mistakes(config: AgentConfig) -> Iterator[SriovError]:
+    wrong = list(caught(config.pool_networks))
+    yield from wrong or _asked_in_vain(config)
+
+
+def _asked_in_vain(config: AgentConfig) -> Iterator[SriovError]:
+    """What a network asks of a pool that will not give it."""
     pools = {pool.name: pool for pool in config.pools}
     for index, network in enumerate(config.pool_networks()):
         for pool in (pools[name] for name in network.pools):
@@ -140,7 +167,7 @@ def _check_networks(config: AgentConfig) -> None:
                 if pool.without_pf:
                     refuse_what_needs_a_pf(network.asked.change, f"each VF of pool {pool.name}")
             except Refused as e:
-                raise ConfigError(f"networks[{index}].{e}") from e
+                yield Refused(f"networks[{index}].{e}")
 
 
 def _check_without_pf(pool: PoolConfig, key: str) -> None:
@@ -158,7 +185,7 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
 def _check_vfs(pool: PoolConfig, key: str) -> None:
     if pool.vfs is None:
         return
-    if pool.select.pf_names is None:
+    if any(not (select.pf_names or select.root_devices) for select in pool.selectors()):
         raise InvalidInput(
             f"{key}.vfs", pool.vfs.count, f"{key}.select.pfNames beside it: on which PFs to create VFs"
         )
@@ -166,15 +193,3 @@ def _check_vfs(pool: PoolConfig, key: str) -> None:
         raise InvalidInput(f"{key}.vfs.count", pool.vfs.count, "a number of VFs, 0-65535")
     if pool.vfs.mtu is not None and not 68 <= pool.vfs.mtu <= 65535:
         raise InvalidInput(f"{key}.vfs.mtu", pool.vfs.mtu, "an MTU of 68-65535 bytes")
-
-
-def _explain(message: str) -> str:
-    """msgspec says `Object contains unknown field `x` - at `$.pools[0]``; the path goes first here."""
-    found = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
-    problem, path = (found[1], found[2] or "") if found else (message, "")
-    path = path.lstrip(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
-        return f"{plain(f'{path}.{unknown[1]}'.lstrip('.'))}: unknown key"
-    # 8086 is a number to YAML, 0000:01:10.0 one to the base of 60
-    hint = "; put quotes around it" if re.search("Expected `str`, got `(int|float|bool)`", problem) else ""
-    return f"{path or 'the file'}: {problem[:1].lower()}{problem[1:]}{hint}"

@@ -15,14 +15,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.established import ESTABLISHED_PREFIX
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
-from node_agent.config import ConfigError, parse_config
+from node_agent.config import ConfigError
+from node_agent.config_source import CONFIG, ConfigSource, choose_source
 from sriov_cni.ipam.engine import DATA_DIR
-from vf_manager.errors import SriovError
+from vf_manager.errors import InvalidInput, SriovError
 from vf_manager.kernel.api import Kernel
 from vf_manager.kernel.linux import LinuxKernel
 
-CONFIG = Path("/etc/sriov-underlay/config.yaml")
 # Calls that come at once wait for each other's turn in Python, not for each other's work in the kernel: with
 # the usual 5 ms a thread whose answer is there sits by, and the kernel with it.
 _SWITCH_INTERVAL_S = 0.0005
@@ -40,11 +41,12 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     log = _logger(options.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        config = parse_config(options.config.read_text())
-    except (OSError, UnicodeDecodeError, ConfigError) as e:
-        print(f"sriov-agent: {options.config}: {getattr(e, 'strerror', None) or e}", file=sys.stderr)
+        source = _source(**vars(options))
+    except InvalidInput as e:
+        print(f"sriov-agent: {e}", file=sys.stderr)
         return 2
     try:
+        config = source.read()
         agent = Agent(
             config,
             kernel or LinuxKernel(),
@@ -55,14 +57,24 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
         )
         call_at_signals(agent.stop)
         failure = agent.run()
-    except ConfigError as e:  # what only shows on the node: two pools that mean one PF
-        print(f"sriov-agent: {options.config}: {e}", file=sys.stderr)
+    except ConfigError as e:  # of the file, or what only shows on the node: two pools that mean one PF
+        print(f"sriov-agent: {source.path}: {e}", file=sys.stderr)
         return 2
     except (SriovError, OSError) as e:
         failure = str(e)
     if failure:
         print(f"sriov-agent: {failure}", file=sys.stderr)
     return 1 if failure else 0
+
+
+def _source(
+    config: Path | None = None,
+    device_plugin_config: Path | None = None,
+    resource_prefix: str | None = None,
+    **_: object,
+) -> ConfigSource:
+    """Of the options, those that are given. Raises InvalidInput."""
+    return choose_source(config, device_plugin_config, resource_prefix)
 
 
 def call_at_signals(stop: Callable[[], None]) -> None:
@@ -84,7 +96,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--config", type=Path, default=CONFIG, metavar="FILE", help="pools and VFs of this node"
+        "--config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help=f"pools and VFs of this node (default: {CONFIG})",
+    )
+    parser.add_argument(
+        "--device-plugin-config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="instead of --config: a config.json of the established SR-IOV device plugin (resourceList)",
+    )
+    parser.add_argument(
+        "--resource-prefix",
+        default=argparse.SUPPRESS,
+        metavar="DOMAIN",
+        help=f"of the resources in that file that have none of their own (default: {ESTABLISHED_PREFIX})",
     )
     parser.add_argument("--run-dir", type=Path, default=RUN_DIR, metavar="DIR", help="socket and records")
     parser.add_argument(

@@ -39,7 +39,7 @@ class Attacher:
         kernel: Kernel,
         records: RecordStore[Attachment],
         locks: DeviceLocks,
-        pool_of: Callable[[PciAddress], str | None],
+        pools_of: Callable[[PciAddress], tuple[str, ...]],
         log: FilteringBoundLogger,
         *,
         boot_id: str,
@@ -49,7 +49,7 @@ class Attacher:
         self.kernel = kernel
         self._records = records
         self._locks = locks
-        self._pool_of = pool_of
+        self._pools_of = pools_of
         self._log = log
         self._boot_id = boot_id
         self._lease_dir = lease_dir
@@ -83,7 +83,7 @@ class Attacher:
             pf = find_pf_of(self.kernel, device)
         except (NotFound, Refused) as e:
             raise type(e)(f"deviceID: {e}") from e
-        if self._pool_of(device) is None:
+        if not self._pools_of(device):
             what = f"VF {device}" if pf else self._describe_lone(device)
             raise Refused(f"deviceID: {what} is in no pool of this node's configuration")
         return pf

@@ -9,7 +9,7 @@ Decisions:
 - What a call asks for one interface (a MAC, an address) is for the first VF.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -20,7 +20,7 @@ from sriov_cni.ipam.config import IpamConf, StaticConf
 from sriov_cni.limits import Limits, refuse_beyond
 from sriov_cni.netconf import CniCall
 from sriov_cni.network import Network, network_of_call, networks_of_pool
-from sriov_cni.pod_vfs import GivenVf, PodVfs
+from sriov_cni.pod_vfs import PodVfs
 from sriov_cni.spec import CheckFailed, IpConfig, Result
 from vf_manager.errors import InvalidInput, SriovError
 from vf_manager.model import IfName, PciAddress
@@ -41,14 +41,14 @@ class PodAttacher:
         self,
         attacher: Attacher,
         given: PodVfs,
-        pool_of: Callable[[PciAddress], str | None],
+        pools_of: Callable[[PciAddress], tuple[str, ...]],
         networks: Sequence[Network] = (),
         limits: Mapping[str, Limits] | None = None,
         choose: ChooseNetwork = first_network,
     ) -> None:
         self._attacher = attacher
         self._given = given
-        self._pool_of = pool_of
+        self._pools_of = pools_of
         self._networks = tuple(networks)
         self._limits = dict(limits or {})
         self._choose = choose
@@ -59,17 +59,19 @@ class PodAttacher:
         if device is not None:
             self._attacher.refuse_unusable(device)
             self._given.refuse_foreign(call.container_id, call.pod, device)
-            pool = self._pool_of(device) or ""
-            return (self._wanted(call, GivenVf(device, pool), network_of_call(call), 0, 1),)
+            wanted = self._wanted(call, device, network_of_call(call), 0, 1)
+            self._refuse_beyond(self._pools_of(device), wanted)
+            return (wanted,)
         if call.pod is None:
             return ()
         vfs = self._given.of(call.container_id, call.pod)
         networks = [self._network_of(call, vf.pool) for vf in vfs]
         _refuse_one_address_for_many(call, networks)
-        return tuple(
-            self._wanted(call, vf, network, number, len(vfs))
-            for number, (vf, network) in enumerate(zip(vfs, networks, strict=True))
-        )
+        planned = []
+        for number, (vf, network) in enumerate(zip(vfs, networks, strict=True)):
+            planned.append(self._wanted(call, vf.pci, network, number, len(vfs)))
+            self._refuse_beyond([vf.pool], planned[-1])
+        return tuple(planned)
 
     def add(self, call: CniCall, wanted: Sequence[Wanted], netns_fd: int) -> Result:
         """Attach all, or none. Raises SriovError with everything as it was before."""
@@ -132,11 +134,15 @@ class PodAttacher:
         named = networks_of_pool(self._networks, pool)
         return self._choose(call, pool, named) if named else network_of_call(call)
 
-    def _wanted(self, call: CniCall, vf: GivenVf, network: Network, number: int, count: int) -> Wanted:
+    def _refuse_beyond(self, pools: Iterable[str], wanted: Wanted) -> None:
+        """By the limits of each of the pools. Raises Refused."""
+        for pool in pools:
+            if pool in self._limits:
+                refuse_beyond(self._limits[pool], wanted.asked, pool)
+
+    def _wanted(self, call: CniCall, vf: PciAddress, network: Network, number: int, count: int) -> Wanted:
         assert call.ifname is not None
         asked = _asked_of(call, network, number, count)
-        if vf.pool in self._limits:
-            refuse_beyond(self._limits[vf.pool], asked, vf.pool)
         return Wanted(
             config=call.conf.name,
             network=network.name,
@@ -145,7 +151,7 @@ class PodAttacher:
             ifname=_ifname_of(call.ifname, number),
             netns=call.netns,
             pod=call.pod,
-            device=vf.pci,
+            device=vf,
             asked=asked,
             ipam=network.ipam_conf(call, first=number == 0),
             dns=network.dns,

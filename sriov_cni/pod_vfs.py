@@ -31,7 +31,7 @@ class PodVfs:
     """One question to the kubelet for all calls about one sandbox, while its answer will do. Thread-safe.
 
     `pools`: resource name -> pool, in the order in which a pod's VFs are given their interfaces.
-    `pool_of`: the pool that a VF is in now.
+    `pools_of`: the pools that a VF is in now; several only if they are shared.
 
     The kubelet's answer knows no uid. The question is one per container id, which no two sandboxes share; a
     predecessor of the same name that still holds its VF shows by its record (see Attacher).
@@ -41,12 +41,12 @@ class PodVfs:
         self,
         kubelet: Kubelet,
         pools: Mapping[str, str],
-        pool_of: Callable[[PciAddress], str | None],
+        pools_of: Callable[[PciAddress], tuple[str, ...]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kubelet = kubelet
         self._pools = dict(pools)
-        self._pool_of = pool_of
+        self._pools_of = pools_of
         self._clock = clock
         self._guard = threading.Lock()
         self._known: dict[tuple[str, Pod], tuple[float, dict[str, list[str]]]] = {}
@@ -103,8 +103,8 @@ class PodVfs:
             pci = parse_pci_address(device, resource)
         except InvalidInput as e:
             raise Refused(f"the kubelet gave out a device that is no VF: {e}") from e
-        now = self._pool_of(pci)
-        if now != pool:
-            where = f"in pool {now}" if now else "in no pool of this node's configuration"
+        now = self._pools_of(pci)
+        if pool not in now:
+            where = f"in pool {', '.join(now)}" if now else "in no pool of this node's configuration"
             raise Refused(f"the kubelet gave VF {pci} to the pod as {resource}, but it is {where} now")
         return GivenVf(pci, pool)

@@ -113,6 +113,7 @@ class World:
         self.kernel = new_kernel()
         self.not_ready: Callable[[], str | None] = lambda: None
         self.pooled = {vf for pf in (PF0, PF1) for vf in self.vfs(pf)}
+        self.shared_pools: dict[PciAddress, tuple[str, ...]] = {}  # of those in other pools than "pool" alone
         self.kubelet = FakeKubelet()
         self.networks: list[dict[str, Any]] = []
         self.limits: dict[str, Limits] = {}
@@ -127,7 +128,7 @@ class World:
             self.kernel,
             self.records,
             DeviceLocks(),
-            self.pool_of,
+            self.pools_of,
             log,
             boot_id=self.boot_id,
             lease_dir=self.root / "leases",
@@ -135,15 +136,15 @@ class World:
         )
         pods = PodAttacher(
             self.attacher,
-            PodVfs(self.kubelet, {"x/pool": "pool"}, self.pool_of),
-            self.pool_of,
+            PodVfs(self.kubelet, {"x/pool": "pool"}, self.pools_of),
+            self.pools_of,
             parse_networks(self.networks, ["pool"]),
             self.limits,
         )
         self.handler = CniHandler(pods, self.attacher, self.fallback, self._refuse_unready, log)
 
-    def pool_of(self, pci: PciAddress) -> str | None:
-        return "pool" if pci in self.pooled else None
+    def pools_of(self, pci: PciAddress) -> tuple[str, ...]:
+        return self.shared_pools.get(pci, ("pool",) if pci in self.pooled else ())
 
     def _refuse_unready(self) -> None:
         if (reason := self.not_ready()) is not None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
 from node_agent.config import AgentConfig, ConfigError, PoolConfig, VfsConfig, parse_config, pf_policies
 from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf
@@ -74,6 +75,65 @@ def test_a_pool_of_vfs_without_a_pf() -> None:
     assert [pool.without_pf for pool in config.resources()] == [True]
 
 
+POOL = """
+pools:
+- name: a
+  resourcePrefix: example.com
+  select:
+  - {pfNames: [ens0]}
+  - {rootDevices: ["0000:02:00.0#1"], isRdma: true, acpiIndexes: [3], numaNodes: [0]}
+  shared: true
+  excludeTopology: true
+  vhostNet: true
+  additionalInfo: {"*": {rack: r1}, "0000:3B:02.1": {port: p7}}
+"""
+
+
+def test_all_that_a_pool_can_be() -> None:
+    assert parse_config(POOL).resources() == (
+        Pool(
+            name="a",
+            prefix="example.com",
+            select=(
+                Selector(pf_names=("ens0",)),
+                Selector(root_devices=("0000:02:00.0#1",), is_rdma=True, acpi_indexes=(3,), numa_nodes=(0,)),
+            ),
+            shared=True,
+            exclude_topology=True,
+            vhost_net=True,
+            additional_info={"*": {"rack": "r1"}, "0000:3b:02.1": {"port": "p7"}},
+        ),
+    )
+
+
+def test_every_mistake_is_found() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(
+            "resourcePrefix: A\nfallback: x\nnetworks: [{name: n, pools: [z]}]\n"
+            + pools(
+                '{name: -, resourcePrefix: "", select: [{}, {vendors: [x, 8086, y], pKeys: []}]}',
+                "{name: b, select: [], additionalInfo: {ens0: {}}}",
+                "{name: b, select: {pfNames: [a#3-1]}, vfs: {count: -1}, limits: {vlans: [9999]}}",
+            ).replace("8086", '"8086"')
+        )
+    assert [line.partition(": ")[0] for line in caught.value.mistakes] == [
+        "resourcePrefix",
+        "pools[0].name",
+        "pools[0].resourcePrefix",
+        "pools[0].select[1].vendors[0]",
+        "pools[0].select[1].vendors[2]",
+        "pools[0].select[1].pKeys",
+        "pools[1].select",
+        "pools[1].additionalInfo",
+        "pools[2].select.pfNames[0]",
+        "pools[2].name",
+        "pools[2].vfs.count",
+        "pools[2].limits.vlans[0]",
+        "networks[0].pools[0]",
+        "fallback",
+    ]
+
+
 def test_the_least_that_can_be_said() -> None:
     config = parse_config("pools: []")
     assert config == AgentConfig(pools=())
@@ -84,7 +144,7 @@ def test_the_least_that_can_be_said() -> None:
 
 
 def test_pools_as_the_device_plugin_takes_them() -> None:
-    names = [(pool.name, pool.select.pf_names) for pool in parse_config(FULL).resources()]
+    names = [(pool.name, pool.select[0].pf_names) for pool in parse_config(FULL).resources()]
     assert names == [("fast", ("ens0#0-3", "ens1")), ("rest", None)]
 
 
@@ -97,21 +157,35 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
         ("", "the file: expected `object`, got `null`"),
         ("- a", "the file: expected `object`, got `array`"),
         ("{}", "the file: object missing required field `pools`"),
-        ("pool: []", "pool: unknown key"),
-        ("pools: []\nextra: 1", "extra: unknown key"),
-        ("pools: fast", "pools: expected `array`, got `str`"),
-        (pools("fast"), "pools[0]: expected `object`, got `str`"),
+        (
+            "pool: []",
+            "pool: unknown key (its value is []); did you mean pools?"
+            " (and 1 more; sriovctl validate tells all)",
+        ),
+        (
+            "pools: []\nextra: 1",
+            "extra: unknown key (its value is 1); known here: fallback, kubernetes, networks, pools,"
+            " repairDrift, resourcePrefix",
+        ),
+        ("pools: fast", "pools: expected `array`, got `str` ('fast')"),
+        (pools("fast"), "pools[0]: expected `object`, got `str` ('fast')"),
         (pools("{name: a}"), "pools[0]: object missing required field `select`"),
         (pools("{name: a, select: {}}", "{select: {}}"), "pools[1]: object missing required field `name`"),
-        (pools("{name: a, select: {}, vsf: {count: 1}}"), "pools[0].vsf: unknown key"),
-        (pools("{name: a, select: {pfnames: [a]}}"), "pools[0].select.pfnames: unknown key"),
+        (
+            pools("{name: a, select: {}, vsf: {count: 1}}"),
+            "pools[0].vsf: unknown key (its value is {'count': 1}); did you mean vfs?",
+        ),
+        (
+            pools("{name: a, select: {pfnames: [a]}}"),
+            "pools[0].select.pfnames: unknown key (its value is ['a']); did you mean pfNames?",
+        ),
         (
             pools("{name: a, select: {pfNames: a}}"),
-            "pools[0].select.pfNames: expected `array | null`, got `str`",
+            "pools[0].select.pfNames: expected `array | null`, got `str` ('a')",
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: 3}"),
-            "pools[0].vfs: expected `object | null`, got `int`",
+            "pools[0].vfs: expected `object | null`, got `int` (3)",
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: {}}"),
@@ -119,19 +193,19 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, mut: 9000}}"),
-            "pools[0].vfs.mut: unknown key",
+            "pools[0].vfs.mut: unknown key (its value is 9000); did you mean mtu?",
         ),
         (
             pools('{name: a, select: {pfNames: [a]}, vfs: {count: "7"}}'),
-            "pools[0].vfs.count: expected `int`, got `str`",
+            "pools[0].vfs.count: expected `int`, got `str` ('7')",
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: {count: 7.5}}"),
-            "pools[0].vfs.count: expected `int`, got `float`",
+            "pools[0].vfs.count: expected `int`, got `float` (7.5)",
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: {count: yes}}"),
-            "pools[0].vfs.count: expected `int`, got `bool`",
+            "pools[0].vfs.count: expected `int`, got `bool` (True)",
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, driver: igbvf}}"),
@@ -295,7 +369,7 @@ def test_a_date_is_text() -> None:
 
 
 def test_a_key_of_any_length_makes_a_short_message() -> None:
-    assert len(mistake(f"pools: []\n? {'x' * 5000}\n: 1\n")) < 200
+    assert len(mistake(f"pools: []\n? {'x' * 5000}\n: 1\n")) < 300
 
 
 @given(st.text())
@@ -323,6 +397,16 @@ def test_each_pf_of_a_pool_gets_the_vfs() -> None:
         PfPolicy(pf=pf, count=7, vfs=(VfPolicy(first=0, last=6, mtu=9000),)) for pf in (PF0, PF1)
     )
     assert missing == ()
+
+
+def test_pfs_are_named_by_address_and_in_several_selectors() -> None:
+    found, _ = policies(
+        f"{{name: a, select: [{{rootDevices: ['{PF1}']}}, {{pfNames: ['ens0#2']}}], vfs: {{count: 4}}}}"
+    )
+    assert found == (
+        PfPolicy(pf=PF0, count=4, vfs=(VfPolicy(first=2, last=2),)),
+        PfPolicy(pf=PF1, count=4, vfs=(VfPolicy(first=0, last=3),)),
+    )
 
 
 def test_two_pools_divide_the_vfs_of_a_pf() -> None:

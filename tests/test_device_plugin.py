@@ -31,9 +31,9 @@ PREFIX = "sriov-underlay.io"
 FAST, SLOW, NONE = (f"{PREFIX}/{name}" for name in ("fast", "slow", "none"))
 FAST_ENV = "PCIDEVICE_SRIOV_UNDERLAY_IO_FAST"
 POOLS = (
-    Pool(name="fast", select=Selector(pf_names=("ens1f0",))),
-    Pool(name="slow", select=Selector(pf_names=("ens1f1",))),
-    Pool(name="none", select=Selector(drivers=("nobody",))),
+    Pool(name="fast", select=(Selector(pf_names=("ens1f0",)),)),
+    Pool(name="slow", select=(Selector(pf_names=("ens1f1",)),)),
+    Pool(name="none", select=(Selector(drivers=("nobody",)),)),
 )
 
 

@@ -209,7 +209,7 @@ class TestForeign:
     def test_another_device_plugin_may_have_advertised_it(self) -> None:
         """On a node that moves over from another set of plugins."""
         kubelet = OtherResource(True, {("ml", "p"): ["0000:01:10.0"]})
-        vfs = PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: "pool")
+        vfs = PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: ("pool",))
         vfs.refuse_foreign("c", Pod(namespace="ml", name="p"), PciAddress("0000:01:10.0"))
         assert vfs.of("c", Pod(namespace="ml", name="p")) == ()
 
@@ -224,14 +224,20 @@ class TestForeign:
         code, message = error_of(call(world, "ADD", world.new_pod("a")))
         assert (code, f"gave VF {vf} to the pod as x/pool, but it is in no pool" in message) == (7, True)
 
+    def test_a_vf_of_two_pools_comes_by_either(self, world: World) -> None:
+        vf = world.vfs(PF0)[2]
+        give(world, vf)
+        world.shared_pools[vf] = ("other", "pool")
+        result_of(call(world, "ADD", world.new_pod("a")))
+
     def test_a_device_that_is_no_vf(self) -> None:
         kubelet = FakeKubelet(True, {("ml", "p"): ["GPU-1"]})
         with pytest.raises(Refused, match="no VF: x/pool: 'GPU-1'"):
-            PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: "pool").of("c", Pod(namespace="ml", name="p"))
+            PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: ("pool",)).of("c", Pod(namespace="ml", name="p"))
 
     def test_an_answer_does_for_a_while(self) -> None:
         now, kubelet = [0.0], FakeKubelet(True, {("ml", "p"): ["0000:01:10.0"]})
-        vfs = PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: "pool", lambda: now[0])
+        vfs = PodVfs(kubelet, {"x/pool": "pool"}, lambda pci: ("pool",), lambda: now[0])
         pod = Pod(namespace="ml", name="p")
         given = (GivenVf(PciAddress("0000:01:10.0"), "pool"),)
         assert vfs.of("c", pod) == vfs.of("c", pod) == given
@@ -288,6 +294,15 @@ class TestLimits:
         code, message = error_of(call(world, "ADD", pod, conf_of(world.vfs(PF1)[0], **WITHIN | beyond)))
         assert (code, words in message) == (7, True), message
         assert world.state().without(pod) == before
+
+    def test_of_every_pool_that_a_vf_is_in(self, world: World) -> None:
+        """With a deviceID it is not known by which of them the pod got it."""
+        vf = world.vfs(PF1)[0]
+        world.shared_pools[vf] = ("pool", "other")
+        world.limits["other"] = Limits(vlans=(7,))
+        world.start_agent()
+        code, message = error_of(call(world, "ADD", world.new_pod("a"), conf_of(vf, vlan=8)))
+        assert (code, message) == (7, "vlan: 8; pool other of this node has limits.vlans: 7")
 
     @pytest.mark.parametrize(
         ("limits", "words"),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,10 +15,13 @@ from device_plugin.pools import (
     assign,
     check_pools,
     env_name,
+    envs_of,
     held_back,
     parse_pool_name,
     parse_prefix,
+    pools_by_vf,
     resource_name,
+    resource_of,
 )
 from device_plugin.selectors import PfRule, Selector, parse_pf_rule, parse_selector
 from vf_manager.errors import InvalidInput
@@ -51,9 +55,9 @@ def pf(bus: int, name: str, count: int, driver: str = "igbvf", altnames: tuple[s
 TWO_PFS = Inventory(pfs=(pf(1, "ens1f0", 7, altnames=("enp1s0f0np0",)), pf(2, "ens1f1", 7, "vfio-pci")))
 
 
-def selected(inventory: Inventory = TWO_PFS, **select: tuple[str, ...]) -> list[str]:
+def selected(inventory: Inventory = TWO_PFS, **select: Any) -> list[str]:
     """`bus:index` of each VF that a selector takes."""
-    vfs = assign([Pool(name="p", select=Selector(**select))], inventory)["p"]
+    vfs = assign([Pool(name="p", select=(Selector(**select),))], inventory)["p"]
     return [f"{int(vf.pci[5:7], 16)}:{vf.index}" for vf in vfs]
 
 
@@ -92,6 +96,75 @@ def test_ids_drivers_and_addresses_are_read_as_people_write_them() -> None:
     assert selected(pci_addresses=("0000:02:10.3", "0000:01:10.0")) == ["1:0", "2:3"]
 
 
+def with_facts(**facts: Any) -> Inventory:
+    """VF 3 of ens1f0 differs from all others in these fields."""
+    first = TWO_PFS.pfs[0]
+    vfs = [msgspec.structs.replace(vf, **facts) if vf.index == 3 else vf for vf in first.vfs]
+    return Inventory(pfs=(msgspec.structs.replace(first, vfs=tuple(vfs)), TWO_PFS.pfs[1]))
+
+
+@pytest.mark.parametrize(
+    ("select", "facts"),
+    [
+        ({"acpi_indexes": ("101",)}, {"acpi_index": 101}),
+        ({"acpi_indexes": (7, 101)}, {"acpi_index": 101}),
+        ({"link_types": ("InfiniBand",)}, {"link_type": "infiniband"}),
+        ({"p_keys": ("0x8001",)}, {"pkey": "0x8001"}),
+        ({"p_keys": ("FFFF", "1")}, {"pkey": "0x0001"}),
+        ({"numa_nodes": (1, 2)}, {"numa_node": 2}),
+        ({"pcie_roots": ("PCI0000:3A",)}, {"pcie_root": "pci0000:3a"}),
+        ({"is_rdma": True}, {"rdma_devices": ("mlx5_2",)}),
+    ],
+)
+def test_each_key_takes_what_it_names_and_nothing_without(
+    select: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    assert selected(with_facts(**facts), **select) == ["1:3"]
+    assert selected(**select) == []
+
+
+def test_is_rdma_false_means_without() -> None:
+    assert "1:3" not in selected(with_facts(rdma_devices=("mlx5_2",)), is_rdma=False)
+    assert len(selected(is_rdma=False)) == 14
+
+
+def test_root_devices_are_pfs_by_address() -> None:
+    assert selected(root_devices=("0000:01:00.0#0-1,6", "0000:02:00.0#3")) == ["1:0", "1:1", "1:6", "2:3"]
+    assert selected(root_devices=("0000:01:00.0",), pf_names=("ens1f1",)) == []
+    bare = msgspec.structs.replace(TWO_PFS.pfs[0], netdev=None)
+    assert len(selected(Inventory(pfs=(bare,)), root_devices=("0000:01:00.0",))) == 7
+
+
+def test_one_selector_of_several_is_enough() -> None:
+    select = (
+        Selector(pf_names=("ens1f0#1",)),
+        Selector(pf_names=("ens1f0#0-1",)),
+        Selector(drivers=("vfio-pci",)),
+    )
+    vfs = assign([Pool(name="p", select=select)], TWO_PFS)["p"]
+    assert [vf.index for vf in vfs] == [0, 1, *range(7)]
+
+
+def test_a_vf_may_be_in_several_pools_that_are_all_shared() -> None:
+    def pool(name: str, shared: bool, entry: str) -> Pool:
+        return Pool(name=name, shared=shared, select=(Selector(pf_names=(entry,)),))
+
+    pools = [
+        pool("a", True, "ens1f0#0-1"),
+        pool("b", False, "ens1f0#1-2"),
+        pool("c", True, "ens1f0#0-3"),
+        pool("d", True, "ens1f1"),
+    ]
+    assigned = assign(pools, TWO_PFS)
+    assert {name: [vf.index for vf in vfs] for name, vfs in assigned.items()} == {
+        "a": [0, 1],
+        "b": [2],
+        "c": [0, 1, 3],
+        "d": list(range(7)),
+    }
+    assert pools_by_vf(assigned)[TWO_PFS.pfs[0].vfs[1].pci] == ("a", "c")
+
+
 LONE = tuple(
     Vf(pci=PciAddress(pci), vendor="8086", device=device, driver="igbvf", unusable=unusable)
     for pci, device, unusable in (
@@ -106,18 +179,18 @@ GUEST = Inventory(pfs=TWO_PFS.pfs[:1], lone=LONE)
 
 def test_a_pool_takes_vfs_with_a_pf_or_without_one_never_both() -> None:
     select = Selector(devices=("10ca",))
-    pools = [Pool(name="with", select=select), Pool(name="without", select=select, without_pf=True)]
+    pools = [Pool(name="with", select=(select,)), Pool(name="without", select=(select,), without_pf=True)]
     vfs = assign(pools, GUEST)
     assert [vf.pci for vf in vfs["with"]] == [vf.pci for vf in TWO_PFS.pfs[0].vfs]
     assert [vf.pci for vf in vfs["without"]] == ["0000:07:00.0", "0000:09:00.0"]
 
 
 def test_what_a_pool_selects_and_does_not_get_is_told() -> None:
-    pools = [Pool(name="p", select=Selector(vendors=("8086",)), without_pf=True)]
+    pools = [Pool(name="p", select=(Selector(vendors=("8086",)),), without_pf=True)]
     (line,) = held_back(pools, GUEST)
     assert line == "pool p does not get 0000:08:00.0: br0 of the host stands on its interface ens8"
-    assert held_back([Pool(name="p", select=Selector(vendors=("8086",)))], GUEST) == ()
-    assert held_back([Pool(name="p", select=Selector(devices=("10d3",)), without_pf=True)], GUEST) == ()
+    assert held_back([Pool(name="p", select=(Selector(vendors=("8086",)),))], GUEST) == ()
+    assert held_back([Pool(name="p", select=(Selector(devices=("10d3",)),), without_pf=True)], GUEST) == ()
 
 
 @pytest.mark.parametrize(
@@ -128,11 +201,16 @@ def test_what_a_pool_selects_and_does_not_get_is_told() -> None:
             Selector(pf_names=("ens1f0",)),
             "pools[0].select.pfNames: ['ens1f0'] is not valid; expected vendors",
         ),
+        (
+            Selector(link_types=("ether",)),
+            "pools[0].select: {'linkTypes': ['ether']} is not valid; expected vendors, devices, drivers or"
+            " pciAddresses: with withoutPf, this one would take every NIC of the node",
+        ),
     ],
 )
 def test_a_pool_without_pf_says_which_nics_it_means(select: Selector, said: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        check_pools([Pool(name="p", select=select, without_pf=True)], PREFIX)
+        check_pools([Pool(name="p", select=(select,), without_pf=True)], PREFIX)
     assert str(caught.value).startswith(said)
 
 
@@ -165,6 +243,17 @@ def test_a_vf_without_driver_and_a_pf_without_interface() -> None:
         ("devices[0]", Selector(devices=("10c",))),
         ("drivers[0]", Selector(drivers=("../vfio-pci",))),
         ("pciAddresses[0]", Selector(pci_addresses=("3b:02.1",))),
+        ("pfNames[0]", Selector(pf_names=("0000:3b:00.0#0-3",))),
+        ("rootDevices[0]", Selector(root_devices=("ens1f0",))),
+        ("rootDevices[0]", Selector(root_devices=("3b:00.0",))),
+        ("rootDevices[1]", Selector(root_devices=("0000:3b:00.0", "0000:3b:00.0#3-1"))),
+        ("acpiIndexes[1]", Selector(acpi_indexes=(1, -1))),
+        ("acpiIndexes[0]", Selector(acpi_indexes=("0x1",))),
+        ("linkTypes[0]", Selector(link_types=("eth",))),
+        ("pKeys[0]", Selector(p_keys=("0x18001",))),
+        ("numaNodes[0]", Selector(numa_nodes=(-1,))),
+        ("pcieRoots[0]", Selector(pcie_roots=("0000:3a",))),
+        ("numaNodes", Selector(numa_nodes=())),
     ],
 )
 def test_what_does_not_parse_is_named(key: str, select: Selector) -> None:
@@ -191,6 +280,41 @@ def test_names_of_a_pool() -> None:
     assert env_name("intel.com", "intel_sriov-netdevice.v2") == "PCIDEVICE_INTEL_COM_INTEL_SRIOV_NETDEVICE_V2"
 
 
+def test_a_pool_may_have_a_prefix_and_a_resource_name_of_its_own() -> None:
+    pool = Pool(name="a", prefix="intel.com", resource="my-nic", select=(Selector(),))
+    assert resource_of(pool, PREFIX) == "intel.com/my-nic"
+    assert envs_of(pool, PREFIX) == ("PCIDEVICE_INTEL_COM_MY_NIC",)
+    both = msgspec.structs.replace(pool, hyphen_env=True)
+    assert envs_of(both, PREFIX) == ("PCIDEVICE_INTEL_COM_MY_NIC", "PCIDEVICE_INTEL_COM_MY-NIC")
+    plain = Pool(name="nic", select=(Selector(),), hyphen_env=True)
+    assert envs_of(plain, "intel.com") == ("PCIDEVICE_INTEL_COM_NIC",)
+
+
+def test_pools_of_one_name_in_a_container_may_differ_by_prefix() -> None:
+    pools = [
+        Pool(name="a", resource="nic", prefix="intel.com", select=(Selector(),)),
+        Pool(name="b", resource="nic", prefix="example.org", select=(Selector(),)),
+    ]
+    check_pools(pools, PREFIX)
+    with pytest.raises(InvalidInput, match=r"^pools\[1\]\.name: 'b' .*PCIDEVICE_INTEL_COM_NIC"):
+        check_pools([pools[0], msgspec.structs.replace(pools[1], prefix="intel.com")], PREFIX)
+
+
+@pytest.mark.parametrize(
+    ("pool", "key"),
+    [
+        (Pool(name="a", select=()), "select"),
+        (Pool(name="a", select=(Selector(),), prefix="kubernetes.io"), "resourcePrefix"),
+        (Pool(name="a", select=(Selector(), Selector(vendors=("x",)))), "select[1].vendors[0]"),
+        (Pool(name="a", select=(Selector(),), additional_info={"ens1": {}}), "additionalInfo"),
+    ],
+)
+def test_what_is_wrong_with_a_pool_is_named(pool: Pool, key: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_pools([pool], PREFIX)
+    assert caught.value.key == f"pools[0].{key}"
+
+
 @pytest.mark.parametrize("name", ["a", "fast", "Fast_1.x-y", "a" * 63])
 def test_good_pool_names(name: str) -> None:
     assert parse_pool_name(name) == name
@@ -199,7 +323,7 @@ def test_good_pool_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "-a", "a-", "a/b", "a b", "ä", "a" * 64, "a\n"])
 def test_bad_pool_names(name: str) -> None:
     with pytest.raises(InvalidInput, match=r"^pools\[0\]\.name: "):
-        check_pools([Pool(name=name, select=Selector())], PREFIX)
+        check_pools([Pool(name=name, select=(Selector(),))], PREFIX)
 
 
 @pytest.mark.parametrize("prefix", ["sriov-underlay.io", "intel.com", "a", "1.x"])
@@ -229,13 +353,13 @@ def test_bad_prefixes(prefix: str) -> None:
 @pytest.mark.parametrize("names", [("fast", "fast"), ("a-b", "a_b"), ("a", "x", "A")])
 def test_pools_that_a_container_could_not_tell_apart(names: Sequence[str]) -> None:
     with pytest.raises(InvalidInput, match=rf"^pools\[{len(names) - 1}\]\.name: .*pools\[0\]"):
-        check_pools([Pool(name=name, select=Selector()) for name in names], PREFIX)
+        check_pools([Pool(name=name, select=(Selector(),)) for name in names], PREFIX)
 
 
 def test_a_bad_selector_is_found_before_any_vf_is_seen() -> None:
     pools = [
-        Pool(name="a", select=Selector()),
-        Pool(name="b", select=Selector(pf_names=("x", "ens1f0#9-1"))),
+        Pool(name="a", select=(Selector(),)),
+        Pool(name="b", select=(Selector(pf_names=("x", "ens1f0#9-1")),)),
     ]
     with pytest.raises(InvalidInput, match=r"^pools\[1\]\.select\.pfNames\[1\]: 'ens1f0#9-1' is not valid"):
         check_pools(pools, PREFIX)
@@ -262,8 +386,10 @@ selectors = st.builds(
     pf_names=st.none() | st.lists(low_rules.map(str), min_size=1, max_size=3).map(tuple),
     drivers=st.none() | st.lists(st.sampled_from(["igbvf", "vfio-pci"]), min_size=1, max_size=2).map(tuple),
 )
-pool_lists = st.lists(selectors, max_size=4).map(
-    lambda all_: [Pool(name=f"p{i}", select=select) for i, select in enumerate(all_)]
+pool_lists = st.lists(
+    st.tuples(st.lists(selectors, min_size=1, max_size=3).map(tuple), st.booleans()), max_size=4
+).map(
+    lambda rows: [Pool(name=f"p{i}", select=select, shared=shared) for i, (select, shared) in enumerate(rows)]
 )
 inventories = st.lists(
     st.tuples(names, st.integers(0, 8), st.sampled_from(["igbvf", "vfio-pci"])),
@@ -290,13 +416,16 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
 
 @unhurried
 @given(pool_lists, inventories)
-def test_the_first_pool_that_takes_a_vf_has_it_alone(pools: list[Pool], inventory: Inventory) -> None:
+def test_the_first_pool_has_a_vf_alone_or_shares_it(pools: list[Pool], inventory: Inventory) -> None:
     assigned = assign(pools, inventory)
     assert list(assigned) == [pool.name for pool in pools]
     for one in inventory.pfs:
         for vf in one.vfs:
-            takers = [pool.name for pool in pools if parse_selector(pool.select).takes(one, vf)]
-            assert [name for name, vfs in assigned.items() if vf in vfs] == takers[:1]
+            takers = [p for p in pools if any(parse_selector(s).takes(one, vf) for s in p.select)]
+            first_alone = not takers or not takers[0].shared
+            expected = takers[:1] if first_alone else [pool for pool in takers if pool.shared]
+            found = [name for name, vfs in assigned.items() if vf in vfs]
+            assert found == [pool.name for pool in expected]
 
 
 @unhurried

@@ -1,0 +1,49 @@
+"""Adapter: which configuration file is meant, and what it says."""
+
+from pathlib import Path
+
+import msgspec
+
+from device_plugin.established import ESTABLISHED_PREFIX
+from node_agent.config import AgentConfig, ConfigError, parse_config
+from node_agent.drop_in import parse_drop_in
+from vf_manager.errors import InvalidInput
+
+CONFIG = Path("/etc/sriov-underlay/config.yaml")
+
+
+class ConfigSource(msgspec.Struct, frozen=True):
+    """`prefix`: of resource names, in a file of the established device plugin. None: the agent's own file."""
+
+    path: Path
+    prefix: str | None = None
+
+    def parse(self, text: str) -> AgentConfig:
+        """Raises ConfigError."""
+        return parse_config(text) if self.prefix is None else parse_drop_in(text, self.prefix)
+
+    def read(self) -> AgentConfig:
+        """Raises ConfigError, also if the file cannot be read."""
+        try:
+            text = self.path.read_text()
+        except OSError as e:
+            raise ConfigError(e.strerror or str(e)) from e
+        except UnicodeDecodeError as e:
+            raise ConfigError(str(e)) from e
+        return self.parse(text)
+
+
+def choose_source(config: Path | None, established: Path | None, prefix: str | None) -> ConfigSource:
+    """By the options of a command: --config, --device-plugin-config and --resource-prefix. Raises
+    InvalidInput that names the one that is too much."""
+    if established is None:
+        if prefix is not None:
+            raise InvalidInput(
+                "--resource-prefix",
+                prefix,
+                "--device-plugin-config beside it: the agent's own file has a key resourcePrefix",
+            )
+        return ConfigSource(config or CONFIG)
+    if config is not None:
+        raise InvalidInput("--config", str(config), "no such option beside --device-plugin-config")
+    return ConfigSource(established, ESTABLISHED_PREFIX if prefix is None else prefix)
