@@ -296,7 +296,7 @@ def test_pools_of_one_name_in_a_container_may_differ_by_prefix() -> None:
         Pool(name="b", resource="nic", prefix="example.org", select=(Selector(),)),
     ]
     check_pools(pools, PREFIX)
-    with pytest.raises(InvalidInput, match=r"^pools\[1\]\.name: 'b' .*PCIDEVICE_INTEL_COM_NIC"):
+    with pytest.raises(InvalidInput, match=r"^pools\[1\]\.name: 'nic' .*PCIDEVICE_INTEL_COM_NIC"):
         check_pools([pools[0], msgspec.structs.replace(pools[1], prefix="intel.com")], PREFIX)
 
 
