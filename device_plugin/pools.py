@@ -221,10 +221,11 @@ def held_back(pools: Sequence[Pool], inventory: Inventory) -> tuple[str, ...]:
 
 def owners(pools: Sequence[PoolRules], pf: Pf | None, vf: Vf) -> tuple[Pool, ...]:
     """The first pool that takes the VF has it; alone, unless it and others are shared."""
-    takers = [one.pool for one in pools if one.takes(pf, vf)]
-    if not takers or not takers[0].shared:
-        return tuple(takers[:1])
-    return tuple(pool for pool in takers if pool.shared)
+    takers = (one.pool for one in pools if one.takes(pf, vf))
+    first = next(takers, None)
+    if first is None:
+        return ()
+    return (first, *(pool for pool in takers if pool.shared)) if first.shared else (first,)
 
 
 def devices_of(inventory: Inventory) -> list[tuple[Pf | None, Vf]]:
