@@ -1,5 +1,4 @@
-"""Adapter: NICs as their drivers show them: a tree of files for the product's sysfs adapter, and interfaces in
-memory."""
+"""Adapter: NICs as their drivers show them: a tree of files for the sysfs adapter, interfaces in memory."""
 
 import dataclasses
 from collections import Counter

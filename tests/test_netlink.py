@@ -131,7 +131,7 @@ def test_a_pf_with_256_vfs_is_one_message() -> None:
 
 
 def test_more_vfs_than_fit_into_an_attribute_are_an_error_of_the_kernel() -> None:
-    """rtnl_fill_vf does not look at the length, of which the upper bits are lost; then nothing makes sense."""
+    """A kernel that does not look at their length (rtnl_fill_vf) cuts it: then nothing makes sense."""
     vfs = b"".join(vf_info(index, more=True) for index in range(400))
     body = struct.pack("=BxHiII", 0, 1, 7, 1, 0) + attributes.pack_text(3, "ens1f0")
     wrapped = struct.pack("=HH", (4 + len(vfs)) & 0xFFFF, 22) + vfs

@@ -189,8 +189,8 @@ class Rtnl:
 
 
 def parsed_link(message: bytes, operation: str) -> LinkInfo:
-    """Raises KernelError for one that does not parse: with more VFs than fit into one attribute the kernel
-    writes a wrong length (rtnetlink.c rtnl_fill_vf)."""
+    """Raises KernelError for one that does not parse: more VFs than fit into one attribute may come with a
+    wrong length (rtnetlink.c rtnl_fill_vf)."""
     try:
         return link_messages.read_link(message)
     except (ValueError, KeyError, struct.error) as e:
