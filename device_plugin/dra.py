@@ -1,7 +1,7 @@
 """Pure: a VF by the attributes that Kubernetes' dynamic resource allocation gives to devices.
 
-Standard names are those of k8s.io/dynamic-resource-allocation/deviceattribute; the others have no domain, as the
-attributes of a driver itself have in a ResourceSlice.
+Standard names are those of k8s.io/dynamic-resource-allocation/deviceattribute. The others have no domain: in a
+ResourceSlice they are the driver's own.
 """
 
 from vf_manager.model import Pf, Vf
@@ -10,7 +10,7 @@ Attribute = str | int | bool
 
 
 def device_attributes(vf: Vf, pf: Pf | None) -> dict[str, Attribute]:
-    """`pf`: None if it is not on this node. What is not known is left out, for then no selector matches it."""
+    """`pf`: None if it is not on this node. What is not known is left out: no selector may match it."""
     found: dict[str, Attribute | None] = {
         "resource.kubernetes.io/pcieRoot": vf.pcie_root,
         "resource.kubernetes.io/pciBusID": vf.pci,

@@ -86,7 +86,7 @@ def _document(
 
 
 def _with_dra(vf: Vf, pf: Pf | None) -> dict[str, Any]:
-    return msgspec.to_builtins(vf) | {"dra": device_attributes(vf, pf)}
+    return {**msgspec.to_builtins(vf), "dra": device_attributes(vf, pf)}
 
 
 def _table(pfs: tuple[Pf, ...], lone: tuple[Vf, ...], owners: dict[PciAddress, Attachment]) -> Table:
