@@ -108,7 +108,7 @@ def pool_mistakes(
     keys = keys or PoolKeys()
     yield from caught(parse_prefix, prefix)
     for i, pool in enumerate(pools):
-        yield from caught(parse_pool_name, pool.resource or pool.name, f"{key}[{i}].{keys.name}")
+        yield from caught(parse_pool_name, _second_part(pool), f"{key}[{i}].{keys.name}")
         if pool.prefix is not None:
             yield from caught(parse_prefix, pool.prefix, f"{key}[{i}].{keys.prefix}")
         yield from _select_mistakes(pool, f"{key}[{i}].{keys.select}")
@@ -122,19 +122,20 @@ def _name_clashes(pools: Sequence[Pool], prefix: str, key: str, keys: PoolKeys) 
     owner_of_name: dict[str, int] = {}
     owner_of_env: dict[str, int] = {}
     for i, pool in enumerate(pools):
-        env = env_name(pool.prefix or prefix, pool.resource or pool.name)
+        env = env_name(pool.prefix or prefix, _second_part(pool))
         by_name = owner_of_name.setdefault(pool.name, i)
         by_env = owner_of_env.setdefault(env, i)
         if by_env != i:
+            other = _second_part(pools[by_env])
             clash = (
-                f"a name that differs from {key}[{by_env}].{keys.name} ({pools[by_env].name}) in letters or"
-                f" digits: both become {env} in a container"
+                f"a name that differs from {key}[{by_env}].{keys.name} ({other}) in letters or digits:"
+                f" both become {env} in a container"
             )
         elif by_name != i:
             clash = f"a name that differs from {key}[{by_name}].{keys.name}"
         else:
             continue
-        yield InvalidInput(f"{key}[{i}].{keys.name}", pool.name, clash)
+        yield InvalidInput(f"{key}[{i}].{keys.name}", _second_part(pool), clash)
 
 
 def _select_mistakes(pool: Pool, key: str) -> Iterator[InvalidInput]:
@@ -220,10 +221,11 @@ def held_back(pools: Sequence[Pool], inventory: Inventory) -> tuple[str, ...]:
 
 def owners(pools: Sequence[PoolRules], pf: Pf | None, vf: Vf) -> tuple[Pool, ...]:
     """The first pool that takes the VF has it; alone, unless it and others are shared."""
-    takers = [one.pool for one in pools if one.takes(pf, vf)]
-    if not takers or not takers[0].shared:
-        return tuple(takers[:1])
-    return tuple(pool for pool in takers if pool.shared)
+    takers = (one.pool for one in pools if one.takes(pf, vf))
+    first = next(takers, None)
+    if first is None:
+        return ()
+    return (first, *(pool for pool in takers if pool.shared)) if first.shared else (first,)
 
 
 def devices_of(inventory: Inventory) -> list[tuple[Pf | None, Vf]]:
@@ -235,14 +237,18 @@ def devices_of(inventory: Inventory) -> list[tuple[Pf | None, Vf]]:
 
 def resource_of(pool: Pool, prefix: str) -> str:
     """Its resource name; `prefix`: the node's."""
-    return resource_name(pool.prefix or prefix, pool.resource or pool.name)
+    return resource_name(pool.prefix or prefix, _second_part(pool))
 
 
 def envs_of(pool: Pool, prefix: str) -> tuple[str, ...]:
     """The variables that carry the PCI addresses of a container's devices of this pool."""
-    of_pool = (pool.prefix or prefix, pool.resource or pool.name)
+    of_pool = (pool.prefix or prefix, _second_part(pool))
     names = (env_name(*of_pool), established_env_name(*of_pool))
     return names if pool.hyphen_env and names[0] != names[1] else names[:1]
+
+
+def _second_part(pool: Pool) -> str:
+    return pool.resource or pool.name
 
 
 def resource_name(prefix: str, pool: str) -> str:

@@ -43,12 +43,15 @@ class Selector(
 
     def items(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The keys that are asked for, as they are written, each with its entries."""
-        for field in msgspec.structs.fields(type(self)):
-            value = getattr(self, field.name)
+        for name, key in _FIELDS:
+            value = getattr(self, name)
             if isinstance(value, bool):
-                yield field.encode_name, (str(value).lower(),)
+                yield key, (str(value).lower(),)
             elif value is not None:
-                yield field.encode_name, tuple(map(str, value))
+                yield key, tuple(map(str, value))
+
+
+_FIELDS = tuple((field.name, field.encode_name) for field in msgspec.structs.fields(Selector))
 
 
 class PfRule(msgspec.Struct, frozen=True):
@@ -98,10 +101,11 @@ class PfCondition(msgspec.Struct, frozen=True):
     key: str
     rules: tuple[PfRule, ...]
 
-    def refusal(self, pf: Pf | None, vf: Vf) -> Refusal | None:
-        """None: taken. Every entry counts, also if several name one PF."""
-        if pf is not None and any(rule.takes(pf, vf) for rule in self.rules):
-            return None
+    def takes(self, pf: Pf | None, vf: Vf) -> bool:
+        """Every entry counts, also if several name one PF."""
+        return pf is not None and any(rule.takes(pf, vf) for rule in self.rules)
+
+    def refusal(self, pf: Pf | None, vf: Vf) -> Refusal:
         return Refusal(key=self.key, wanted=tuple(map(str, self.rules)), actual=place_of(pf, vf))
 
 
@@ -112,13 +116,12 @@ class ValueCondition(msgspec.Struct, frozen=True):
     written: tuple[str, ...]
     values: tuple[str, ...]
 
-    def refusal(self, vf: Vf) -> Refusal | None:
-        """None: taken."""
+    def takes(self, vf: Vf) -> bool:
         row = VALUE_KEYS[self.key]
-        actual = row.actual(vf)
-        if row.comparable(actual) in self.values:
-            return None
-        return Refusal(key=self.key, wanted=self.written, actual=actual)
+        return row.comparable(row.actual(vf)) in self.values
+
+    def refusal(self, vf: Vf) -> Refusal:
+        return Refusal(key=self.key, wanted=self.written, actual=VALUE_KEYS[self.key].actual(vf))
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,12 +132,12 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
     def takes(self, pf: Pf | None, vf: Vf) -> bool:
         """Whether this VF of this PF is selected; None: its PF is not on this node."""
-        return next(self.refusals(pf, vf), None) is None
+        return all(one.takes(vf) for one in self.of_value) and all(one.takes(pf, vf) for one in self.of_pf)
 
     def refusals(self, pf: Pf | None, vf: Vf) -> Iterator[Refusal]:
         """One of each key that does not take it."""
-        yield from filter(None, (condition.refusal(pf, vf) for condition in self.of_pf))
-        yield from filter(None, (condition.refusal(vf) for condition in self.of_value))
+        yield from (one.refusal(pf, vf) for one in self.of_pf if not one.takes(pf, vf))
+        yield from (one.refusal(vf) for one in self.of_value if not one.takes(vf))
 
 
 def place_of(pf: Pf | None, vf: Vf) -> str | None:

@@ -35,8 +35,9 @@ from vf_manager.records import RecordStore
 EXIT_DIED, EXIT_SURVIVED = 77, 0
 _CHILD_TIMEOUT_S = 60.0
 # Whatever else these have changes something, so that a method that is added counts without being named here.
-_LINKS_READ = {"dump", "read", "name_taken", "addresses", "rules", "routes"}
-_KERNEL_READ = {"pf_addresses", "read_function", "eswitch_modes", "netns", "netns_at", "host_netns", "links"}
+_LINKS_READ = {"dump", "read", "name_taken", "addresses", "rules", "routes", "default_route_links"}
+_KERNEL_READ = {"read_functions", "read_function", "eswitch_modes", "sick_reporters", "events"}
+_KERNEL_READ |= {"netns", "netns_at", "host_netns", "links"}
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["hw_tests.crash", "pytest"])  # the second: each child imports our __main__

@@ -2,18 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from device_plugin.dra import device_attributes
 from node_agent.agent import ATTACHMENTS, RUN_DIR
 from node_agent.cli_explain import explain_command
 from node_agent.cli_validate import validate_command
 from sriov_cni.attachment import Attachment
-from vf_manager.discovery import read_lone, read_pfs
+from vf_manager.discovery import read_inventory
 from vf_manager.errors import SriovError
 from vf_manager.kernel.linux import LinuxKernel
 from vf_manager.model import PciAddress, Pf, Vf
@@ -37,8 +38,8 @@ def vfs(
 ) -> None:
     """Show the PFs and VFs of this node as the kernel has them now. Needs no agent."""
     try:
-        kernel = LinuxKernel()
-        pfs, lone = read_pfs(kernel), read_lone(kernel)
+        inventory = read_inventory(LinuxKernel())
+        pfs, lone = inventory.pfs, inventory.lone
         owners = _owners(run_dir / ATTACHMENTS)
     except (SriovError, OSError) as e:
         typer.echo(f"sriovctl: {e}", err=True)
@@ -83,7 +84,15 @@ def _document(
         {"vf": pci, "state": a.state, "container": a.container_id, "ifname": a.ifname, "pod": a.pod}
         for pci, a in owners.items()
     ]
-    return {"pfs": pfs, "withoutPf": lone, "attachments": attached}
+    return {
+        "pfs": [msgspec.to_builtins(pf) | {"vfs": [_with_dra(vf, pf) for vf in pf.vfs]} for pf in pfs],
+        "withoutPf": [_with_dra(vf, None) for vf in lone],
+        "attachments": attached,
+    }
+
+
+def _with_dra(vf: Vf, pf: Pf | None) -> dict[str, Any]:
+    return {**msgspec.to_builtins(vf), "dra": device_attributes(vf, pf)}
 
 
 def _table(pfs: tuple[Pf, ...], lone: tuple[Vf, ...], owners: dict[PciAddress, Attachment]) -> Table:

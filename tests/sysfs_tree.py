@@ -12,11 +12,14 @@ class SysfsTree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.bus = root / "bus/pci"
-        self._port = root / "devices/pci0000:00/0000:00:02.0"
+        self.roots: dict[str, str] = {}  # "0000:3b" -> "pci0000:3a", what is above a bus; else pci0000:00
         (self.bus / "devices").mkdir(parents=True)
         (self.bus / "drivers").mkdir()
         (self.bus / "drivers_probe").touch()
-        self._port.mkdir(parents=True)
+
+    def folder(self, pci: str) -> Path:
+        above = self.roots.get(pci.rpartition(":")[0], "pci0000:00")
+        return self.root / "devices" / above / f"{above.rpartition('pci')[2]}:02.0" / pci
 
     def add_function(
         self,
@@ -30,8 +33,8 @@ class SysfsTree:
         pci_class: str = "0x020000",
     ) -> Path:
         """Returns the folder of the function."""
-        folder = self._port / pci
-        folder.mkdir()
+        folder = self.folder(pci)
+        folder.mkdir(parents=True)
         link(self.bus / "devices" / pci, folder)
         write(folder / "vendor", "0x8086")
         write(folder / "device", device)
@@ -67,17 +70,36 @@ class SysfsTree:
     ) -> Path:
         """Also counts it at its PF."""
         folder = self.add_function(pci, device="0x10ca", driver=driver, net=net, iommu_group=20 + index)
-        link(folder / "physfn", self._port / pf)
-        link(self._port / pf / f"virtfn{index}", folder)
-        write(self._port / pf / "sriov_numvfs", str(index + 1))
+        link(folder / "physfn", self.folder(pf))
+        link(self.folder(pf) / f"virtfn{index}", folder)
+        write(self.folder(pf) / "sriov_numvfs", str(index + 1))
         return folder
+
+    def set(self, pci: str, **attributes: str) -> None:
+        for name, text in attributes.items():
+            write(self.folder(pci) / name, text)
+
+    def add_rdma(self, pci: str, name: str, link_layer: str = "Ethernet", pkey: str = "0xffff") -> None:
+        """RoCE has a table of partitions, too."""
+        port = self.folder(pci) / "infiniband" / name / "ports/1"
+        (port / "pkeys").mkdir(parents=True)
+        write(port / "link_layer", link_layer)
+        write(port / "pkeys/0", pkey)
+        write(port / "pkeys/1", "0x0000")
+
+    def add_upper(self, upper: str, *lowers: str) -> None:
+        """A bond, a bridge or a VLAN on interfaces."""
+        for lower in lowers:
+            folder = self.root / "class/net" / lower
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"upper_{upper}").touch()
 
     def bind(self, pci: str, driver: str | None) -> None:
         """What the kernel does to the links when a driver takes or leaves a function."""
-        (self._port / pci / "driver").unlink(missing_ok=True)
+        (self.folder(pci) / "driver").unlink(missing_ok=True)
         if driver is not None:
             self.add_driver(driver)
-            link(self._port / pci / "driver", self.bus / "drivers" / driver)
+            link(self.folder(pci) / "driver", self.bus / "drivers" / driver)
 
     def add_driver(self, name: str) -> None:
         folder = self.bus / "drivers" / name
@@ -85,7 +107,7 @@ class SysfsTree:
         (folder / "unbind").touch()
 
     def text(self, pci: PciAddress, name: str) -> str:
-        return (self._port / pci / name).read_text()
+        return (self.folder(pci) / name).read_text()
 
 
 def link(path: Path, target: Path) -> None:

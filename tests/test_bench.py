@@ -13,6 +13,8 @@ from hw_tests.bench.results import (
     FLOOR,
     OTHERS,
     OURS,
+    Look,
+    Looks,
     Measured,
     Memory,
     Samples,
@@ -23,7 +25,7 @@ from hw_tests.bench.results import (
     spread,
     to_json,
 )
-from hw_tests.bench.table import render_table
+from hw_tests.bench.table import render_looks, render_table
 
 SAMPLES: Samples = {
     OURS: {ADD: [30.0, 32.0, 31.0], DEL: [20.0, 20.0, 20.0]},
@@ -41,6 +43,18 @@ MEASURED = Measured(
     burst_wall=SAMPLES,
     steps={OURS: {ADD: [Step("step MoveToPod", 25.0), Step("small", 0.01)], DEL: []}},
     memory=Memory(1000, 50.0, 55.0, 55.5),
+)
+
+
+LOOKS = Looks(
+    place="native",
+    kernel="6.1.0",
+    cpus=2,
+    load=0.5,
+    looks=[
+        Look(pfs=1, vfs=1, ms=[1.0], netlink_requests=6, sysfs_reads=40),
+        Look(pfs=1, vfs=256, ms=[20.0, 18.0, 22.0], netlink_requests=6, sysfs_reads=3100),
+    ],
 )
 
 
@@ -122,6 +136,21 @@ def test_the_plot_is_an_image_with_a_bar_for_each_number() -> None:
 
 def test_the_plot_of_nothing_is_an_image_too() -> None:
     ElementTree.fromstring(render_svg([]))
+
+
+def test_looks_of_the_inventory_are_lines_of_a_table() -> None:
+    title, _, head, one, many, _ = render_looks(LOOKS)
+    assert title.startswith("native: looks of the inventory")
+    assert one.split() == ["1", "1", "1.0", "1.0", "1.0", "6", "40"]
+    assert many.split() == ["1", "256", "20.0", "21.8", "22.0", "6", "3100"]
+    assert head.index("requests") + len("requests") == many.index(" 6 ") + len(" 6")
+    assert head.index("reads") + len("reads") == len(many)
+
+
+def test_the_json_has_looks() -> None:
+    (place,) = json.loads(to_json([], [LOOKS]))["inventory"]
+    assert [look["vfs"] for look in place["looks"]] == [1, 256]
+    assert [summary["p50"] for summary in place["summary"]] == [1.0, 20.0]
 
 
 def test_the_json_has_samples_and_summary() -> None:

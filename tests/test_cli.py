@@ -172,6 +172,15 @@ def test_json_has_every_field(sriovctl: Sriovctl, world: World) -> None:
     assert document["attachments"] == []
 
 
+def test_json_has_the_attributes_of_dra(sriovctl: Sriovctl, world: World) -> None:
+    world.kernel.add_lone("0000:05:00.0", "ens5")
+    document = sriovctl.document()
+    vf = document["pfs"][0]["vfs"][1]
+    assert vf["dra"]["resource.kubernetes.io/pciBusID"] == vf["pci"]
+    assert (vf["dra"]["pfName"], vf["dra"]["vfID"], vf["dra"]["linkType"]) == ("ens0", 1, "ether")
+    assert document["withoutPf"][0]["dra"]["deviceID"] == "10d3"
+
+
 def test_json_has_the_attachments(sriovctl: Sriovctl, world: World) -> None:
     vf = world.vfs(PF0)[2]
     attach(world, vf)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import yaml
 
+from device_plugin.established import parse_established
 from node_agent.config import ConfigError, parse_config
 from node_agent.pod_annotations import parse_choice
 from sriov_cni.chain_conflist import parse_conflist
@@ -76,6 +77,8 @@ def check_json(text: str) -> None:
     value = json.loads(text)
     if "plugins" in value:
         check_conflist(text)
+    elif "resourceList" in value:
+        parse_established(text)
     elif "interfaces" in value:
         result = parse_prev_result(Fields(value, "prevResult"))
         parse_mac(result.interfaces[0].mac)

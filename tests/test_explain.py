@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from typer.testing import CliRunner, Result
 
-from device_plugin.explain import Verdict, explain, explain_pf
+from device_plugin.explain import Explanation, PoolAnswer, Verdict, explain, explain_pf
 from device_plugin.pools import Pool, assign
 from device_plugin.selectors import Selector, parse_selector
 from node_agent.cli import app
@@ -141,32 +141,33 @@ def test_a_pf_says_where_its_vfs_are() -> None:
 @unhurried
 @given(pool_lists, inventories)
 def test_what_is_explained_is_what_is_done(pools: list[Pool], inventory: Inventory) -> None:
-    """For every device and every pool, and a device in no pool has a reason from each."""
+    """For every device and every pool; and a device that is in no pool has a reason."""
     assigned = assign(pools, inventory)
     explanations = explain(pools, "x.io", inventory)
-    assert [one.pci for one in explanations] == [vf.pci for pf in inventory.pfs for vf in pf.vfs]
+    assert sorted(one.pci for one in explanations) == sorted(vf.pci for vf in inventory.vfs())
     for one in explanations:
-        vf = inventory.find_vf(one.pci)
-        assert vf is not None
-        pf = inventory.find_pf(vf.pf_pci or "")
-        assert one.pools == tuple(name for name, vfs in assigned.items() if vf in vfs)
+        assert one.pools == tuple(name for name, vfs in assigned.items() if one.pci in {vf.pci for vf in vfs})
         assert [answer.pool for answer in one.answers] == [pool.name for pool in pools]
         for answer, pool_ in zip(one.answers, pools, strict=True):
-            selected = [parse_selector(select).takes(pf, vf) for select in pool_.select]
-            match answer.verdict:
-                case Verdict.HAS:
-                    assert answer.pool in one.pools
-                    assert any(selected)
-                case Verdict.TAKEN:
-                    assert any(selected)
-                    assert answer.pool not in one.pools
-                    assert answer.taken_by == one.pools[0]
-                case _:
-                    assert answer.verdict == Verdict.REFUSED
-                    assert not any(selected)
-                    assert all(answer.refusals)
-                    assert len(answer.refusals) == len(pool_.select)
+            check_answer(answer, pool_, one, inventory)
         assert bool(one.reason()) == (not one.pools)
+        if one.unusable is None and not one.pools:
+            assert {answer.verdict for answer in one.answers} <= {Verdict.REFUSED}
+
+
+def check_answer(answer: PoolAnswer, pool_: Pool, one: Explanation, inventory: Inventory) -> None:
+    vf = inventory.find_vf(one.pci)
+    assert vf is not None
+    pf = inventory.find_pf(vf.pf_pci or "")
+    selected = pool_.without_pf in (None, pf is None) and any(
+        parse_selector(select).takes(pf, vf) for select in pool_.select
+    )
+    assert selected == (answer.verdict is not Verdict.REFUSED)
+    assert (answer.pool in one.pools) == (answer.verdict is Verdict.HAS)
+    assert (answer.verdict is Verdict.REFUSED) == bool(answer.refusals) == all(answer.refusals or [()])
+    assert (answer.taken_by is not None) == (answer.verdict is Verdict.TAKEN)
+    assert one.unusable is not None or answer.verdict is not Verdict.UNUSABLE
+    assert bool(answer.reason()) == (answer.verdict is not Verdict.HAS)
 
 
 @unhurried

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vf_manager.errors import KernelError
 from vf_manager.kernel import attributes, link_messages, route_messages
 from vf_manager.kernel.api import RouteSpec, RuleSpec
-from vf_manager.kernel.netlink import NetlinkRefusal, split_messages
+from vf_manager.kernel.netlink import BUFFER_SIZE, NetlinkRefusal, split_messages
+from vf_manager.kernel.rtnl import parsed_link
 from vf_manager.model import IfName, LinkState, Mac, Netdev, VfAttributes, VfChange, VlanProto
 
 _IFINFO_SIZE = 16
@@ -73,10 +75,10 @@ VF = VfAttributes(
 )
 
 
-def vf_info(index: int, *, spoofchk: int = 1) -> bytes:
-    """As rtnl_fill_vfinfo makes it."""
+def vf_info(index: int, *, spoofchk: int = 1, more: bool = False) -> bytes:
+    """As rtnl_fill_vfinfo makes it. `more`: with what nobody here reads."""
     vlan_info = struct.pack("=III", index, 100, 3) + b"\x88\xa8\0\0"
-    parts = (
+    parts: tuple[tuple[int, bytes], ...] = (
         (1, struct.pack("=I32s", index, bytes.fromhex("0200005e0001"))),
         (2, struct.pack("=III", index, 100, 3)),
         (3, struct.pack("=II", index, 200)),
@@ -86,6 +88,9 @@ def vf_info(index: int, *, spoofchk: int = 1) -> bytes:
         (9, struct.pack("=II", index, 0)),
         (12, attributes.pack(1, vlan_info)),
     )
+    if more:  # broadcast address, GUIDs of node and port, RSS queries
+        guid = struct.pack("=IxxxxQ", index, 2**64 - 1)
+        parts += ((13, bytes(32)), (10, guid), (11, guid), (7, bytes(8)))
     return attributes.pack(1, b"".join(attributes.pack(kind, value) for kind, value in parts))
 
 
@@ -110,6 +115,28 @@ def test_a_link_with_vfs_is_read() -> None:
     assert (found.parent, found.phys_port_name) == ("0000:3b:00.0", "p0")
     assert found.vfs[0] == VF
     assert (found.vfs[1].spoofchk, found.vfs[1].trust) == (None, False)
+
+
+def test_a_pf_with_256_vfs_is_one_message() -> None:
+    """With everything that the kernel tells of a VF without statistics (rtnl_fill_vfinfo), the GUIDs of
+    InfiniBand included: close to the 64 KiB that one attribute can have, and to be received whole."""
+    vfs = b"".join(vf_info(index, more=True) for index in range(256))
+    body = struct.pack("=BxHiII", 0, 1, 7, 1, 0) + attributes.pack_text(3, "ens1f0")
+    body += attributes.pack(22, vfs)
+    assert 56 * 1024 < len(body) < 64 * 1024
+    assert len(body) < BUFFER_SIZE
+    found = link_messages.read_link(body)
+    assert sorted(found.vfs) == list(range(256))
+    assert set(found.vfs.values()) == {VF}
+
+
+def test_more_vfs_than_fit_into_an_attribute_are_an_error_of_the_kernel() -> None:
+    """A kernel that does not look at their length (rtnl_fill_vf) cuts it: then nothing makes sense."""
+    vfs = b"".join(vf_info(index, more=True) for index in range(400))
+    body = struct.pack("=BxHiII", 0, 1, 7, 1, 0) + attributes.pack_text(3, "ens1f0")
+    wrapped = struct.pack("=HH", (4 + len(vfs)) & 0xFFFF, 22) + vfs
+    with pytest.raises(KernelError, match=r"read link ens1f0: EPROTO .*; the answer does not parse"):
+        parsed_link(body + wrapped, "read link ens1f0")
 
 
 def test_what_is_sent_for_a_vf_reads_back_as_it_was_meant() -> None:

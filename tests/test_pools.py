@@ -14,6 +14,7 @@ from device_plugin.pools import (
     Pool,
     assign,
     check_pools,
+    devices_of,
     env_name,
     envs_of,
     held_back,
@@ -296,7 +297,7 @@ def test_pools_of_one_name_in_a_container_may_differ_by_prefix() -> None:
         Pool(name="b", resource="nic", prefix="example.org", select=(Selector(),)),
     ]
     check_pools(pools, PREFIX)
-    with pytest.raises(InvalidInput, match=r"^pools\[1\]\.name: 'b' .*PCIDEVICE_INTEL_COM_NIC"):
+    with pytest.raises(InvalidInput, match=r"^pools\[1\]\.name: 'nic' .*PCIDEVICE_INTEL_COM_NIC"):
         check_pools([pools[0], msgspec.structs.replace(pools[1], prefix="intel.com")], PREFIX)
 
 
@@ -381,21 +382,63 @@ low_rules = st.builds(
     names,
     st.none() | st.lists(st.integers(0, 7).map(lambda i: (i, i + 1)), min_size=1, max_size=3).map(tuple),
 )
+
+
+def entries(*values: Any) -> st.SearchStrategy[Any]:
+    """Of one key, if it is there."""
+    return st.none() | st.lists(st.sampled_from(values), min_size=1, max_size=2).map(tuple)
+
+
 selectors = st.builds(
     Selector,
     pf_names=st.none() | st.lists(low_rules.map(str), min_size=1, max_size=3).map(tuple),
-    drivers=st.none() | st.lists(st.sampled_from(["igbvf", "vfio-pci"]), min_size=1, max_size=2).map(tuple),
+    root_devices=entries("0000:01:00.0#0-3", "0000:02:00.0", "0000:03:00.0#7"),
+    drivers=entries("igbvf", "vfio-pci"),
+    vendors=entries("8086", "15B3"),
+    numa_nodes=entries(0, 1),
+    is_rdma=st.none() | st.booleans(),
 )
 pool_lists = st.lists(
-    st.tuples(st.lists(selectors, min_size=1, max_size=3).map(tuple), st.booleans()), max_size=4
+    st.tuples(
+        st.lists(selectors, min_size=1, max_size=3).map(tuple),
+        st.booleans(),
+        st.sampled_from([False, False, True, None]),
+    ),
+    max_size=4,
 ).map(
-    lambda rows: [Pool(name=f"p{i}", select=select, shared=shared) for i, (select, shared) in enumerate(rows)]
+    lambda rows: [
+        Pool(name=f"p{i}", select=select, shared=shared, without_pf=without_pf)
+        for i, (select, shared, without_pf) in enumerate(rows)
+    ]
 )
-inventories = st.lists(
-    st.tuples(names, st.integers(0, 8), st.sampled_from(["igbvf", "vfio-pci"])),
-    max_size=3,
-    unique_by=lambda row: row[0],
-).map(lambda rows: Inventory(pfs=tuple(pf(i + 1, *row) for i, row in enumerate(rows))))
+facts: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "vendor": st.sampled_from(["8086", "15b3"]),
+        "driver": st.sampled_from([None, "igbvf", "vfio-pci"]),
+        "numa_node": st.sampled_from([None, 0, 1]),
+        "rdma_devices": st.sampled_from([(), ("mlx5_2",)]),
+        "unusable": st.sampled_from([None, None, None, "br0 of the host stands on its interface ens8"]),
+    }
+)
+named_pfs = st.lists(
+    st.tuples(names, st.lists(facts, max_size=5)), max_size=2, unique_by=lambda row: row[0]
+).map(
+    lambda rows: tuple(
+        pf_with(pf(bus, name, len(of_vfs)), of_vfs) for bus, (name, of_vfs) in enumerate(rows, 1)
+    )
+)
+lone_vfs = st.lists(facts, max_size=2).map(
+    lambda rows: tuple(
+        Vf(pci=PciAddress(f"0000:{bus:02x}:00.0"), device="10ca", **of_vf)
+        for bus, of_vf in enumerate(rows, 9)
+    )
+)
+inventories = st.builds(Inventory, pfs=named_pfs, lone=lone_vfs)
+
+
+def pf_with(one: Pf, facts_of_vfs: Sequence[dict[str, Any]]) -> Pf:
+    vfs = [msgspec.structs.replace(vf, **of_vf) for vf, of_vf in zip(one.vfs, facts_of_vfs, strict=True)]
+    return msgspec.structs.replace(one, vfs=tuple(vfs))
 
 
 @unhurried
@@ -417,15 +460,43 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
 @unhurried
 @given(pool_lists, inventories)
 def test_the_first_pool_has_a_vf_alone_or_shares_it(pools: list[Pool], inventory: Inventory) -> None:
+    """By the words of the documentation, one device after the other."""
     assigned = assign(pools, inventory)
     assert list(assigned) == [pool.name for pool in pools]
-    for one in inventory.pfs:
-        for vf in one.vfs:
-            takers = [p for p in pools if any(parse_selector(s).takes(one, vf) for s in p.select)]
-            first_alone = not takers or not takers[0].shared
-            expected = takers[:1] if first_alone else [pool for pool in takers if pool.shared]
-            found = [name for name, vfs in assigned.items() if vf in vfs]
-            assert found == [pool.name for pool in expected]
+    for one, vf in devices_of(inventory):
+        takers = [
+            pool
+            for pool in pools
+            if pool.without_pf in (None, one is None)
+            and any(parse_selector(select).takes(one, vf) for select in pool.select)
+        ]
+        if vf.unusable:
+            takers = []
+        first_alone = not takers or not takers[0].shared
+        expected = takers[:1] if first_alone else [pool for pool in takers if pool.shared]
+        found = [name for name, vfs in assigned.items() if vf in vfs]
+        assert found == [pool.name for pool in expected]
+
+
+@unhurried
+@given(selectors, inventories)
+def test_a_device_is_taken_exactly_when_no_key_refuses_it(select: Selector, inventory: Inventory) -> None:
+    rules = parse_selector(select)
+    keys = dict(select.items())
+    for one, vf in devices_of(inventory):
+        refusals = list(rules.refusals(one, vf))
+        assert rules.takes(one, vf) == (not refusals)
+        assert {refusal.key for refusal in refusals} <= keys.keys()
+        assert all(str(refusal).startswith(refusal.key) for refusal in refusals)
+
+
+@unhurried
+@given(low_rules, st.integers(0, 40))
+def test_a_range_takes_the_indexes_that_it_names(rule: PfRule, index: int) -> None:
+    vf = Vf(pci=PciAddress("0000:01:10.0"), index=index, vendor="8086", device="10ca")
+    listed = rule.ranges is None or index in {i for a, b in rule.ranges for i in range(a, b + 1)}
+    assert parse_pf_rule(str(rule)).takes(pf(1, rule.name, 0), vf) == listed
+    assert not rule.takes(pf(1, "ens9f9", 0), vf)
 
 
 @unhurried
@@ -437,10 +508,11 @@ def test_order_does_not_depend_on_the_order_of_discovery(
         msgspec.structs.replace(one, vfs=tuple(random.sample(one.vfs, len(one.vfs)))) for one in inventory.pfs
     ]
     random.shuffle(shuffled)
-    assigned = assign(pools, Inventory(pfs=tuple(shuffled)))
+    lone = tuple(random.sample(inventory.lone, len(inventory.lone)))
+    assigned = assign(pools, Inventory(pfs=tuple(shuffled), lone=lone))
     assert assigned == assign(pools, inventory)
     for vfs in assigned.values():
-        assert list(vfs) == sorted(vfs, key=lambda vf: (vf.pf_pci, vf.index))
+        assert list(vfs) == sorted(vfs, key=lambda vf: (vf.pf_pci is None, vf.pf_pci or vf.pci, vf.index))
 
 
 @unhurried

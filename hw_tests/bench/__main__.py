@@ -1,20 +1,27 @@
 """Orchestrator: `make bench`: measures natively and in the rig, prints a table, writes JSON and a plot."""
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from hw_tests.bench.plot import render_svg
-from hw_tests.bench.results import Measured, to_json
-from hw_tests.bench.table import render_table
+from hw_tests.bench.results import Looks, Measured, to_json
+from hw_tests.bench.table import render_looks, render_table
 from hw_tests.rig.guest import run_in_guest
 from hw_tests.runtime import PROJECT
 
-_MEASURE = ["-m", "hw_tests.bench.measure", "--place"]
+T = TypeVar("T")
+
+PLACES = ("native", "rig")
+PARTS = ("calls", "inventory")
+_MODULES = {"calls": "hw_tests.bench.measure", "inventory": "hw_tests.bench.looks"}
 _RIG_TIMEOUT_S = 420.0
 # A network namespace that stands for the host's, and mounts of its own: nothing of it outlives the run, and
 # nothing that it does reaches an interface of this machine.
@@ -24,43 +31,65 @@ _ALONE_SCRIPT = 'mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && exec 
 
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
-    measured = []
+    places = [place for place in PLACES if place in options.only] or PLACES
+    parts = [part for part in PARTS if part in options.only] or PARTS
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        for place, run in (("native", _run_natively), ("rig", _run_in_rig)):
-            if options.only in (None, place):
-                code = run(options.rounds, Path(name))
-                if code:
-                    print(f"bench: {place} failed, see above", file=sys.stderr)
-                    return code
-                measured.append(
-                    msgspec.json.decode((Path(name) / f"{place}.json").read_bytes(), type=Measured)
-                )
-    for one in measured:
-        print("\n".join(render_table(one)))
+        for place in places:
+            code = _run(place, parts, options.rounds, Path(name))
+            if code:
+                print(f"bench: {place} failed, see above", file=sys.stderr)
+                return code
+        measured = [_read(Path(name) / f"{place}.json", Measured) for place in places if "calls" in parts]
+        looks = [_read(Path(name) / f"looks-{place}.json", Looks) for place in places if "inventory" in parts]
+    for lines in (*map(render_table, measured), *map(render_looks, looks)):
+        print("\n".join(lines))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bench.json").write_bytes(to_json(measured))
+    (options.out / "bench.json").write_bytes(to_json(measured, looks))
     (options.out / "bench.svg").write_text(render_svg(measured))
     print(f"written: {options.out}/bench.json, {options.out}/bench.svg")
     return 0
 
 
-def _run_natively(rounds: int, out: Path) -> int:
-    measure = [sys.executable, *_MEASURE, "native", "--rounds", str(rounds), "--out", str(out)]
-    return subprocess.run([*_ALONE, _ALONE_SCRIPT, "alone", *measure], cwd=PROJECT, check=False).returncode
+def _run(place: str, parts: Sequence[str], rounds: int, out: Path) -> int:
+    more = {"calls": ["--rounds", str(rounds)], "inventory": []}
+    commands = [["-m", _MODULES[part], "--place", place, *more[part]] for part in parts]
+    return _run_natively(commands, out) if place == "native" else _run_in_rig(commands, out)
 
 
-def _run_in_rig(rounds: int, out: Path) -> int:
-    command = ["python3", *_MEASURE, "rig", "--rounds", str(rounds)]
-    outcome = run_in_guest(command, timeout_s=_RIG_TIMEOUT_S, out=out)
+def _run_natively(commands: Sequence[list[str]], out: Path) -> int:
+    """Each part in namespaces of its own."""
+    for command in commands:
+        words = [*_ALONE, _ALONE_SCRIPT, "alone", sys.executable, *command, "--out", str(out)]
+        if code := subprocess.run(words, cwd=PROJECT, check=False).returncode:
+            return code
+    return 0
+
+
+def _run_in_rig(commands: Sequence[list[str]], out: Path) -> int:
+    """All parts in one machine."""
+    script = " && ".join(shlex.join(["python3", *command]) for command in commands)
+    outcome = run_in_guest(["sh", "-c", script], timeout_s=_RIG_TIMEOUT_S, out=out)
     if outcome.why is not None:
         print(f"bench: {outcome.why}", file=sys.stderr)
     return outcome.exit_code
 
 
+def _read(path: Path, kind: type[T]) -> T:
+    return msgspec.json.decode(path.read_bytes(), type=kind)
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench", description="how long ADD and DEL take")
+    parser = argparse.ArgumentParser(
+        prog="make bench", description="how long ADD, DEL and looks of the inventory take"
+    )
     parser.add_argument("--rounds", type=int, default=0, help="of calls one after the other; 0: as usual")
-    parser.add_argument("--only", choices=("native", "rig"), help="one of the two places")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=(*PLACES, *PARTS),
+        help="one of the two places, or one of the two parts; may be given for both",
+    )
     parser.add_argument("--out", type=Path, default=PROJECT / "build/bench", metavar="DIR")
     return parser.parse_args(arguments)
 

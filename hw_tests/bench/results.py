@@ -59,6 +59,26 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
 
 
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """Looks of the inventory at one node: how long each took, and what each asked of the kernel."""
+
+    pfs: int
+    vfs: int
+    ms: list[float]
+    netlink_requests: int
+    sysfs_reads: int
+
+
+class Looks(msgspec.Struct, frozen=True, kw_only=True):
+    """One place, with more and more VFs."""
+
+    place: str
+    kernel: str
+    cpus: int
+    load: float
+    looks: list[Look]
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between the two closest ranks. Of nothing: 0."""
     if not values:
@@ -89,10 +109,14 @@ def median_steps(calls: Iterable[Sequence[tuple[str, float]]]) -> list[Step]:
     return [Step(name, percentile(durations, 50)) for name, durations in found.items()]
 
 
-def to_json(measured: Sequence[Measured]) -> bytes:
+def to_json(measured: Sequence[Measured], looks: Sequence[Looks] = ()) -> bytes:
     """Everything measured, with the percentiles that the table shows."""
     places = [msgspec.to_builtins(one) | {"summary": _summary(one)} for one in measured]
-    return msgspec.json.format(msgspec.json.encode({"unit": "ms", "places": places}), indent=2) + b"\n"
+    inventory = [
+        msgspec.to_builtins(one) | {"summary": [spread(look.ms) for look in one.looks]} for one in looks
+    ]
+    document = {"unit": "ms", "places": places, "inventory": inventory}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
 def _summary(one: Measured) -> dict[str, Any]:

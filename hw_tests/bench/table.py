@@ -2,7 +2,19 @@
 
 from collections.abc import Iterator
 
-from hw_tests.bench.results import CONTENDERS, FLOOR, OTHERS, VERBS, Measured, Samples, Step, ratio, spread
+from hw_tests.bench.results import (
+    CONTENDERS,
+    FLOOR,
+    OTHERS,
+    VERBS,
+    Look,
+    Looks,
+    Measured,
+    Samples,
+    Step,
+    ratio,
+    spread,
+)
 
 _STEPS_SHOWN_FROM = 0.05  # ms
 
@@ -21,6 +33,19 @@ def render_table(one: Measured) -> list[str]:
         *_memory(one),
         "",
     ]
+
+
+def render_looks(one: Looks) -> list[str]:
+    where = f"{one.place}: looks of the inventory, Linux {one.kernel}, {one.cpus} CPUs, load {one.load:.1f}"
+    head = "".join(f"{name:>9}" for name in ("p50", "p95", "p99"))
+    rows = [_look_row(look) for look in one.looks]
+    return [where, "=" * len(where), f"  PFs  VFs{head} (ms)  netlink requests   sysfs reads", *rows, ""]
+
+
+def _look_row(look: Look) -> str:
+    found = spread(look.ms)
+    numbers = "".join(f"{value:9.1f}" for value in (found.p50, found.p95, found.p99))
+    return f"{look.pfs:5}{look.vfs:5}{numbers}     {look.netlink_requests:18}{look.sysfs_reads:14}"
 
 
 def _block(title: str, samples: Samples) -> Iterator[str]:

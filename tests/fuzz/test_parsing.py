@@ -7,7 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_plugin.explain import explain
+from device_plugin.pools import check_pools
 from node_agent.config import ConfigError, parse_config
+from node_agent.drop_in import parse_drop_in
 from sriov_cni.chain_conflist import parse_conflist, render_config
 from sriov_cni.environment import parse_cni_args
 from sriov_cni.messages import CniReply
@@ -17,6 +20,7 @@ from tests.fuzz.calls import ENVIRONMENT, cni_args, configs, environments, error
 from tests.fuzz.mutations import as_json, damaged, mutated
 from tests.fuzz.pace import keep_trying, no_hang, round_of_examples
 from vf_manager.errors import InvalidInput
+from vf_manager.model import Inventory
 
 
 def parsed(env: dict[str, str], stdin: bytes) -> CniCall | None:
@@ -116,6 +120,18 @@ AGENT: dict[str, Any] = {
             "limits": {"vlans": ["100-199", 300], "trust": False, "spoofchkOff": False, "mac": False},
         },
         {"name": "adopted", "select": {"drivers": ["vfio-pci"], "devices": ["10ca"]}},
+        {
+            "name": "many",
+            "resourcePrefix": "y.io",
+            "select": [
+                {"rootDevices": ["0000:02:00.0#1"], "isRdma": True, "acpiIndexes": [1, "2"]},
+                {"linkTypes": ["ether"], "pKeys": ["0x1"], "numaNodes": [0], "pcieRoots": ["pci0000:3a"]},
+            ],
+            "shared": True,
+            "excludeTopology": True,
+            "vhostNet": True,
+            "additionalInfo": {"*": {"a": "b"}},
+        },
     ],
     "networks": [
         {
@@ -182,4 +198,39 @@ def test_agent_config() -> None:
         with no_hang(), suppress(ConfigError):
             parse_config(text)
 
-    keep_trying(0.1, prop)
+    keep_trying(0.07, prop)
+
+
+ESTABLISHED: dict[str, Any] = {
+    "resourceList": [
+        {
+            "resourceName": "dpdk",
+            "resourcePrefix": "example.com",
+            "deviceType": "netDevice",
+            "selectors": [
+                {"vendors": ["8086"], "devices": ["154c"], "drivers": ["vfio-pci"], "pfNames": ["a#0-3,7"]},
+                {"rootDevices": ["0000:86:00.0#0-1"], "pciAddresses": ["0000:03:02.0"], "acpiIndexes": ["1"]},
+            ],
+            "excludeTopology": True,
+        },
+        {
+            "resourceName": "rdma",
+            "selectors": {"isRdma": True, "needVhostNet": True, "linkTypes": ["ether"], "pKeys": ["0x1"]},
+            "additionalInfo": {"*": {"a": "b"}, "0000:3b:00.2": {"a": "c"}},
+        },
+    ]
+}
+
+
+def test_established_config() -> None:
+    """And what is taken can be used."""
+
+    @round_of_examples
+    @given(damaged(as_json(mutated((ESTABLISHED,)))) | as_json(mutated((ESTABLISHED,))))
+    def prop(stdin: bytes) -> None:
+        with no_hang(), suppress(ConfigError, UnicodeDecodeError):
+            config = parse_drop_in(stdin.decode())
+            check_pools(config.resources(), config.resource_prefix)
+            explain(config.resources(), config.resource_prefix, Inventory())
+
+    keep_trying(0.03, prop)

@@ -13,6 +13,7 @@ from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.devlink import DEVLINK_NAMES, devlinkcmd
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vf_manager.kernel.meter import Meter
 from vf_manager.model import PciAddress
 
 _MODES = {0: "legacy", 1: "switchdev"}
@@ -20,21 +21,21 @@ _HEALTHY = 0
 _BUS, _DEVICE = "DEVLINK_ATTR_BUS_NAME", "DEVLINK_ATTR_DEV_NAME"
 
 
-def read_eswitch_modes(is_wanted: Callable[[str], bool]) -> dict[PciAddress, str]:
+def read_eswitch_modes(is_wanted: Callable[[str], bool], meter: Meter) -> dict[PciAddress, str]:
     """By PCI address, of those that are wanted: each is a question of its own, and VFs have handles too.
     Empty where the kernel has no devlink; a driver without an eswitch is left out."""
-    with _opened() as dl:
-        handles = _messages(dl.list) if dl else []
+    with _opened(meter) as dl:
+        handles = _messages(dl.list, meter) if dl else []
         wanted = [h for h in handles if h.get_attr(_BUS) == "pci" and is_wanted(h.get_attr(_DEVICE))]
-        modes = ((PciAddress(h.get_attr(_DEVICE)), _eswitch_mode(dl, h)) for h in wanted)
+        modes = ((PciAddress(h.get_attr(_DEVICE)), _eswitch_mode(dl, h, meter)) for h in wanted)
         return {pci: mode for pci, mode in modes if mode is not None}
 
 
-def read_sick_reporters() -> dict[PciAddress, tuple[str, ...]]:
+def read_sick_reporters(meter: Meter) -> dict[PciAddress, tuple[str, ...]]:
     """By PCI address, in the order the kernel lists them. Empty where the kernel has no devlink, or does not
     list the reporters of all devices at once."""
-    with _opened() as dl:
-        return sick_reporters(_request(dl, "DEVLINK_CMD_HEALTH_REPORTER_GET", flags=NLM_F_DUMP) if dl else [])
+    with _opened(meter) as dl:
+        return sick_reporters(_request(dl, "DEVLINK_CMD_HEALTH_REPORTER_GET", meter) if dl else [])
 
 
 def sick_reporters(messages: Iterable[Any]) -> dict[PciAddress, tuple[str, ...]]:
@@ -51,20 +52,23 @@ def sick_reporters(messages: Iterable[Any]) -> dict[PciAddress, tuple[str, ...]]
     return found
 
 
-def _eswitch_mode(dl: Any, handle: Any) -> str | None:
-    answer = _request(dl, "DEVLINK_CMD_ESWITCH_GET", handle)
+def _eswitch_mode(dl: Any, handle: Any, meter: Meter) -> str | None:
+    answer = _request(dl, "DEVLINK_CMD_ESWITCH_GET", meter, handle)
     return next((_MODES.get(m.get_attr("DEVLINK_ATTR_ESWITCH_MODE")) for m in answer), None)
 
 
-def _request(dl: Any, command: str, handle: Any = None, flags: int = 0) -> list[Any]:
+def _request(dl: Any, command: str, meter: Meter, handle: Any = None) -> list[Any]:
+    """Of one device, or a dump of all."""
     message = devlinkcmd()
     message["cmd"] = DEVLINK_NAMES[command]
-    message["attrs"] = [(key, handle.get_attr(key)) for key in (_BUS, _DEVICE)] if handle else []
-    return _messages(lambda: dl.nlm_request(message, msg_type=dl.prid, msg_flags=NLM_F_REQUEST | flags))
+    message["attrs"] = [(key, handle.get_attr(key)) for key in (_BUS, _DEVICE)] if handle is not None else []
+    flags = NLM_F_REQUEST | (NLM_F_DUMP if handle is None else 0)
+    return _messages(lambda: dl.nlm_request(message, msg_type=dl.prid, msg_flags=flags), meter)
 
 
-def _messages(ask: Callable[[], Iterable[Any]]) -> list[Any]:
+def _messages(ask: Callable[[], Iterable[Any]], meter: Meter) -> list[Any]:
     """Nothing where the kernel refuses: EOPNOTSUPP, no eswitch; ENODEV, the device went away meanwhile."""
+    meter.netlink_requests += 1
     try:
         return list(ask())
     except (OSError, NetlinkError):
@@ -72,10 +76,11 @@ def _messages(ask: Callable[[], Iterable[Any]]) -> list[Any]:
 
 
 @contextmanager
-def _opened() -> Iterator[Any]:
+def _opened(meter: Meter) -> Iterator[Any]:
     """None where the kernel has no devlink."""
     dl: Any = DL.__new__(DL)  # in two steps: a constructor that fails leaves its socket and event loop open
     opened = dl
+    meter.netlink_requests += 1  # for the number of the family
     try:
         dl.__init__()
     except (OSError, NetlinkError):

@@ -11,6 +11,7 @@ from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import KernelEvents, Links, NetnsHandle, PciFunction
 from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters
 from vf_manager.kernel.events import listening
+from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netns import Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
@@ -19,10 +20,11 @@ from vf_manager.model import IfName, Mac, Netdev, PciAddress
 
 
 class LinuxKernel:
-    """See `Kernel` for what each method does."""
+    """See `Kernel` for what each method does. `meter` counts what is asked; give it to `sysfs`, too."""
 
-    def __init__(self, sysfs: Sysfs | None = None) -> None:
-        self._sysfs = sysfs or Sysfs()
+    def __init__(self, sysfs: Sysfs | None = None, meter: Meter | None = None) -> None:
+        self._meter = meter or Meter()
+        self._sysfs = sysfs or Sysfs(meter=self._meter)
 
     def read_functions(self) -> list[PciFunction]:
         return self._sysfs.read_functions()
@@ -43,10 +45,10 @@ class LinuxKernel:
         return self._sysfs.uppers(name)
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
-        return read_eswitch_modes(is_wanted=lambda pci: not self._sysfs.is_vf(pci))
+        return read_eswitch_modes(lambda pci: not self._sysfs.is_vf(pci), self._meter)
 
     def sick_reporters(self) -> dict[PciAddress, tuple[str, ...]]:
-        return read_sick_reporters()
+        return read_sick_reporters(self._meter)
 
     def events(self) -> AbstractContextManager[KernelEvents]:
         return listening()
@@ -64,7 +66,7 @@ class LinuxKernel:
         return Netns.open(Path("/proc/thread-self/ns/net"))
 
     def links(self, netns: NetnsHandle | None = None) -> AbstractContextManager[Links]:
-        return Rtnl(own(netns) if netns else None)
+        return Rtnl(own(netns) if netns else None, self._meter)
 
     def write_sysctls(self, netns: NetnsHandle, values: Sequence[tuple[str, str]]) -> None:
         own(netns).run(lambda: write_sysctls(values))

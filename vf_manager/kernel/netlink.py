@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 
 from vf_manager.kernel import attributes
+from vf_manager.kernel.meter import Meter
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -20,7 +21,9 @@ _CAPPED, _ACK_TLVS = 0x100, 0x200
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 270, 10, 11, 12
 _MSG_TRUNC = int(socket.MSG_TRUNC)  # a flag of `socket` is an enum, slow to compute with
-_BUFFER = 128 * 1024  # a link with its VFs is one message, and its list of VFs one attribute: 64 KiB at most
+BUFFER_SIZE = (
+    128 * 1024
+)  # a link with its VFs is one message, and its list of VFs one attribute: 64 KiB at most
 _DUMP_ATTEMPTS = 8
 
 CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
@@ -46,7 +49,8 @@ def open_socket() -> int:
 class Netlink:
     """For one thread at a time. The payloads that it takes and gives are without the netlink header."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, meter: Meter | None = None) -> None:
+        self._meter = meter or Meter()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE, fileno=fd)
         self._sequence = 0
 
@@ -78,6 +82,7 @@ class Netlink:
 
     def _send(self, kind: int, flags: int, payload: bytes) -> None:
         self._sequence += 1
+        self._meter.netlink_requests += 1
         header = _HEADER.pack(16 + len(payload), kind, _REQUEST | flags, self._sequence & 0xFFFFFFFF, 0)
         self._socket.send(header + payload)
 
@@ -98,9 +103,9 @@ class Netlink:
                     return
 
     def _receive(self) -> bytes:
-        data, _, flags, sender = self._socket.recvmsg(_BUFFER)
+        data, _, flags, sender = self._socket.recvmsg(BUFFER_SIZE)
         if flags & _MSG_TRUNC:
-            raise NetlinkRefusal(errno.EMSGSIZE, f"the answer is longer than {_BUFFER} bytes")
+            raise NetlinkRefusal(errno.EMSGSIZE, f"the answer is longer than {BUFFER_SIZE} bytes")
         return data if sender[0] == 0 else b""  # only the kernel has port 0
 
 

@@ -5,6 +5,7 @@ link_messages.py, route_messages.py.
 """
 
 import errno
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from vf_manager.errors import KernelError
 from vf_manager.kernel import link_messages, route_messages
 from vf_manager.kernel.api import LinkChange, LinkInfo, NetnsHandle, RouteSpec, RuleSpec
+from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netlink import CREATE, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns, own
 from vf_manager.model import IfName, VfChange
@@ -25,8 +27,8 @@ class Rtnl:
     Only for the thread that opened it: answers to two threads would get mixed up.
     """
 
-    def __init__(self, netns: Netns | None = None) -> None:
-        self._opened = Netlink(netns.run(open_socket) if netns else open_socket())
+    def __init__(self, netns: Netns | None = None, meter: Meter | None = None) -> None:
+        self._opened = Netlink(netns.run(open_socket) if netns else open_socket(), meter)
         self._thread = threading.get_ident()
 
     def __enter__(self) -> "Rtnl":
@@ -45,7 +47,7 @@ class Rtnl:
         """Every link, without VF data."""
         with _kernel_errors("list the network interfaces"):
             messages = self._netlink.dump(link_messages.GETLINK, link_messages.pack_query())
-        return [link_messages.read_link(m) for m in messages]
+        return [parsed_link(message, "list the network interfaces") for message in messages]
 
     def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
         """One link by index or by name (not by altname); None if there is none.
@@ -55,11 +57,12 @@ class Rtnl:
         """
         query = link_messages.pack_query(ifindex=ifindex, name="" if ifindex else name, with_vfs=with_vfs)
         try:
-            found = link_messages.read_link(self._netlink.get(link_messages.GETLINK, query))
+            message = self._netlink.get(link_messages.GETLINK, query)
         except NetlinkRefusal as e:
             if e.code in (*_NOT_THERE, errno.ERANGE):
                 return None
             raise KernelError(f"read link {name or ifindex}", e.code) from e
+        found = parsed_link(message, f"read link {name or ifindex}")
         return None if name and found.netdev.name != name else found
 
     def name_taken(self, name: str) -> bool:
@@ -183,6 +186,15 @@ class Rtnl:
                 messages = self._netlink.dump(route_messages.GETRULE, route_messages.pack_rule_query(family))
             found += [rule for m in messages if (rule := route_messages.read_rule(m))]
         return found
+
+
+def parsed_link(message: bytes, operation: str) -> LinkInfo:
+    """Raises KernelError for one that does not parse: more VFs than fit into one attribute may come with a
+    wrong length (rtnetlink.c rtnl_fill_vf)."""
+    try:
+        return link_messages.read_link(message)
+    except (ValueError, KeyError, struct.error) as e:
+        raise KernelError(operation, errno.EPROTO, "the answer does not parse") from e
 
 
 @contextmanager

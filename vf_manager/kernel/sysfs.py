@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vf_manager.errors import KernelError
 from vf_manager.kernel.api import PciFunction
+from vf_manager.kernel.meter import Meter
 from vf_manager.model import IfName, PciAddress
 
 _NETWORK_CLASS = "0x02"  # PCI_BASE_CLASS_NETWORK
@@ -27,14 +28,15 @@ class Sysfs:
     """PCI functions under one sysfs mount. Reads never raise for a function that is going away: they
     answer None; writes raise KernelError with the errno of the write."""
 
-    def __init__(self, root: Path = Path("/sys")) -> None:
+    def __init__(self, root: Path = Path("/sys"), meter: Meter | None = None) -> None:
+        self._meter = meter or Meter()
         self._devices = root / "bus/pci/devices"
         self._probe = root / "bus/pci/drivers_probe"
         self._net = root / "class/net"
 
     def read_functions(self) -> list[PciFunction]:
         """Every function of the network class, in address order."""
-        read = (self._read_network(pci) for pci in _list(str(self._devices)))
+        read = (self._read_network(pci) for pci in self._list(f"{self._devices}"))
         return [function for function in read if function is not None]
 
     def read_function(self, pci: str) -> PciFunction | None:
@@ -42,11 +44,12 @@ class Sysfs:
         return self._read_as(pci, self._text(pci, "class") or "")
 
     def is_vf(self, pci: str) -> bool:
+        self._meter.sysfs_reads += 1
         return os.path.lexists(self._devices / pci / "physfn")
 
     def uppers(self, name: IfName) -> tuple[str, ...]:
         """The interfaces that stand on this one; none for an interface that is not there."""
-        entries = _list(f"{self._net}/{name}")
+        entries = self._list(f"{self._net}/{name}")
         return tuple(e.removeprefix("upper_") for e in entries if e.startswith("upper_"))
 
     def set_num_vfs(self, pf: PciAddress, count: int) -> None:
@@ -83,7 +86,7 @@ class Sysfs:
 
     def _read_as(self, pci: str, pci_class: str) -> PciFunction | None:
         """One listing tells which files there are: most functions lack most of them."""
-        has = frozenset(_list(f"{self._devices}/{pci}"))
+        has = frozenset(self._list(f"{self._devices}/{pci}"))
         vendor = self._text(pci, "vendor")
         if vendor is None:
             return None
@@ -124,10 +127,7 @@ class Sysfs:
 
     def _pcie_root(self, pci: str) -> str | None:
         """The first host bridge on the way to the device: what `resource.kubernetes.io/pcieRoot` is."""
-        try:
-            parts = os.readlink(self._devices / pci).split("/")
-        except OSError:
-            return None
+        parts = self._target(f"{self._devices}/{pci}").split("/")
         return next((part for part in parts if _PCIE_ROOT.fullmatch(part)), None)
 
     def _pkey(self, pci: str, rdma: tuple[str, ...]) -> str | None:
@@ -140,9 +140,10 @@ class Sysfs:
         return self._text(pci, f"{port}/pkeys/0") if is_infiniband else None
 
     def _entries(self, pci: str, folder: str, has: frozenset[str]) -> tuple[str, ...]:
-        return tuple(_list(f"{self._devices}/{pci}/{folder}")) if folder in has else ()
+        return tuple(self._list(f"{self._devices}/{pci}/{folder}")) if folder in has else ()
 
     def _text(self, pci: str, name: str) -> str | None:
+        self._meter.sysfs_reads += 1
         return _read(f"{self._devices}/{pci}/{name}")
 
     def _number(self, pci: str, name: str) -> int | None:
@@ -153,10 +154,23 @@ class Sysfs:
             return None
 
     def _link(self, pci: str, name: str) -> str | None:
+        return self._target(f"{self._devices}/{pci}/{name}").rpartition("/")[2] or None
+
+    def _target(self, path: str) -> str:
+        """Of a symbolic link; empty where there is none."""
+        self._meter.sysfs_reads += 1
         try:
-            return os.readlink(f"{self._devices}/{pci}/{name}").rpartition("/")[2]
+            return os.readlink(path)
         except OSError:
-            return None
+            return ""
+
+    def _list(self, folder: str) -> list[str]:
+        """The names in a folder, in order; none where it is absent."""
+        self._meter.sysfs_reads += 1
+        try:
+            return sorted(os.listdir(folder))
+        except OSError:
+            return []
 
     def _write(self, pci: str, name: str, value: str) -> None:
         self._write_path(self._devices / pci / name, value, f"write {value.strip()!r} to {name} of {pci}")
@@ -185,14 +199,6 @@ def _read(path: str) -> str | None:
         return None
     finally:
         os.close(fd)
-
-
-def _list(folder: str) -> list[str]:
-    """The names in a folder, in order; none where it is absent."""
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 @contextmanager
