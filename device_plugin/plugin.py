@@ -14,7 +14,7 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.endpoint import FileIdentity, ServedSocket, read_socket_identity, register
-from device_plugin.pools import Pool, assign, check_pools, env_name, resource_name
+from device_plugin.pools import Pool, assign, check_pools
 from device_plugin.service import WORKERS, PoolService
 from vf_manager.errors import SriovError
 from vf_manager.model import Inventory
@@ -78,15 +78,16 @@ class DevicePlugin:
         self._log = log
         self._interval_s = interval_s
         self._unwatched_s = unwatched_s
-        self._endpoints = [self._endpoint(prefix, pool.name) for pool in pools]
+        self._endpoints = [self._endpoint(prefix, pool) for pool in pools]
         self._kubelet: FileIdentity | None = None
         self._waiting = False
         self._serving = threading.Lock()  # sockets come and go under it
         self._stopped = threading.Event()
 
-    def _endpoint(self, prefix: str, pool: str) -> _Endpoint:
-        service = PoolService(resource_name(prefix, pool), env_name(prefix, pool), self._log)
-        return _Endpoint(pool, service, ServedSocket(self._dir / f"{prefix}_{pool}.sock", service, WORKERS))
+    def _endpoint(self, prefix: str, pool: Pool) -> _Endpoint:
+        service = PoolService(pool, prefix, self._log)
+        path = self._dir / f"{pool.prefix or prefix}_{pool.name}.sock"
+        return _Endpoint(pool.name, service, ServedSocket(path, service, WORKERS))
 
     def start(self) -> None:
         """Serves all pools, so that what is wrong with the folder shows now. Without the folder (no
@@ -99,7 +100,7 @@ class DevicePlugin:
         """Takes a new inventory; the kubelet hears of it where a pool changed. One thread at a time."""
         vfs_of = assign(self._pools, inventory)
         for endpoint in self._endpoints:
-            endpoint.service.update(vfs_of[endpoint.pool])
+            endpoint.service.update(vfs_of[endpoint.pool], {})
 
     def watch(self, stop: threading.Event) -> None:
         """Serves and registers whatever is not, until `stop` is set or `stop()` was called."""
