@@ -80,6 +80,7 @@ class FakeKernel:
         self.announced: list[tuple[str, str]] = []
         self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
         self.uppers_of: dict[str, tuple[str, ...]] = {}  # by the host's interface below
+        self.resets: list[PciAddress] = []
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
@@ -211,6 +212,11 @@ class FakeKernel:
             if driver not in (None, *_DRIVERS):
                 raise KernelError(f"bind {pci} to {driver}", errno.ENODEV)
             self._bind(pci, driver or "igbvf")
+
+    def reset_function(self, pci: PciAddress) -> None:
+        self.on_change("reset_function")
+        self._function(pci, f"write '1' to reset of {pci}")
+        self.resets.append(pci)
 
     def uppers(self, name: IfName) -> tuple[str, ...]:
         return self.uppers_of.get(name, ())

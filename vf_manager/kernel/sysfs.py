@@ -1,7 +1,7 @@
 """Adapter: PCI functions and their SR-IOV controls in sysfs.
 
 Sources: Documentation/ABI/testing/sysfs-bus-pci (sriov_totalvfs, sriov_numvfs, sriov_drivers_autoprobe,
-driver_override), drivers/pci/iov.c (virtfnN and physfn links), include/linux/pci_ids.h (class codes),
+driver_override, reset), drivers/pci/iov.c (virtfnN and physfn links), include/linux/pci_ids.h (class codes),
 net/core/dev.c netdev_adjacent_sysfs_add (upper_NAME links).
 """
 
@@ -98,6 +98,11 @@ class Sysfs:
                 errno.ENODEV,
                 f"is the module loaded? the function is now bound to {bound or 'no driver'}",
             )
+
+    def reset_function(self, pci: PciAddress) -> None:
+        """Write reset, by the first method that the device has (reset_method): of a VF that is FLR. Without a
+        method there is no such file (drivers/pci/pci-sysfs.c pci_dev_reset_attr_is_visible)."""
+        self._write(pci, "reset", "1")
 
     def _addresses(self) -> list[PciAddress]:
         return [PciAddress(name) for name in _list(str(self._devices))]
