@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.allocator import Allocator, Resource
 from device_plugin.endpoint import FileIdentity, ServedSocket, read_socket_identity, register
 from device_plugin.pools import Pool, assign, check_pools
 from device_plugin.service import WORKERS, PoolService
@@ -65,6 +66,7 @@ class DevicePlugin:
         prefix: str,
         kubelet_dir: Path,
         log: FilteringBoundLogger,
+        allocator: Allocator,
         *,
         interval_s: float = 0.5,
         unwatched_s: float = 5.0,
@@ -73,9 +75,11 @@ class DevicePlugin:
         ListAndWatch stream before it is registered with again."""
         check_pools(pools, prefix)
         self._pools = tuple(pools)
+        self._prefix = prefix
         self._dir = kubelet_dir / "device-plugins"
         self._kubelet_socket = self._dir / "kubelet.sock"
         self._log = log
+        self._allocator = allocator
         self._interval_s = interval_s
         self._unwatched_s = unwatched_s
         self._endpoints = [self._endpoint(prefix, pool) for pool in pools]
@@ -85,7 +89,7 @@ class DevicePlugin:
         self._stopped = threading.Event()
 
     def _endpoint(self, prefix: str, pool: Pool) -> _Endpoint:
-        service = PoolService(pool, prefix, self._log)
+        service = PoolService(pool, prefix, self._log, self._allocator)
         path = self._dir / f"{pool.prefix or prefix}_{pool.name}.sock"
         return _Endpoint(pool.name, service, ServedSocket(path, service, WORKERS))
 
@@ -101,6 +105,7 @@ class DevicePlugin:
         vfs_of = assign(self._pools, inventory)
         for endpoint in self._endpoints:
             endpoint.service.update(vfs_of[endpoint.pool], {})
+        self._allocator.tidy((Resource(p, p.prefix or self._prefix), vfs_of[p.name]) for p in self._pools)
 
     def watch(self, stop: threading.Event) -> None:
         """Serves and registers whatever is not, until `stop` is set or `stop()` was called."""
@@ -175,7 +180,8 @@ class DevicePlugin:
 
     def _register(self, endpoint: _Endpoint, stop: threading.Event) -> None:
         service = endpoint.service
-        register(self._kubelet_socket, service.resource, endpoint.socket.path.name, stop)
+        name = endpoint.socket.path.name
+        register(self._kubelet_socket, service.resource, name, service.options(), stop)
         endpoint.registered, endpoint.reason = True, None
         endpoint.backoff_s = endpoint.retry_at = 0.0
         endpoint.watched_at = time.monotonic()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from device_plugin.allocation import Allocation
 from device_plugin.selectors import Rules, Selector, parse_selector
 from vf_manager.errors import InvalidInput
 from vf_manager.model import Inventory, Pf, Vf
@@ -32,6 +33,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     exclude_topology: bool = False
     vhost_net: bool = False
     additional_info: dict[str, dict[str, str]] = {}
+    allocation: Allocation = Allocation()
 
 
 def parse_pool_name(value: str, key: str = "name") -> str:

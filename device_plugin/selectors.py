@@ -34,6 +34,7 @@ class Selector(
     devices: tuple[str, ...] | None = None  # "10ca", of the VF, not of its PF
     drivers: tuple[str, ...] | None = None  # of the VF: "igbvf", "vfio-pci"
     pci_addresses: tuple[str, ...] | None = None  # of the VF: "0000:3b:10.0"
+    is_rdma: bool | None = None  # whether the VF has an RDMA device
 
 
 class PfRule(msgspec.Struct, frozen=True):
@@ -67,6 +68,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] | None = None
     drivers: tuple[str, ...] | None = None
     pci_addresses: tuple[str, ...] | None = None
+    is_rdma: bool | None = None
 
     def takes(self, pf: Pf | None, vf: Vf) -> bool:
         """Whether this VF of this PF is selected; None: its PF is not on this node."""
@@ -76,6 +78,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
             and (self.devices is None or vf.device in self.devices)
             and (self.drivers is None or (vf.driver is not None and _driver_key(vf.driver) in self.drivers))
             and (self.pci_addresses is None or vf.pci in self.pci_addresses)
+            and (self.is_rdma is None or bool(vf.rdma_devices) == self.is_rdma)
         )
 
 
@@ -87,6 +90,7 @@ def parse_selector(selector: Selector, key: str = "select") -> Rules:
         devices=_parse_all(selector.devices, f"{key}.devices", _parse_id),
         drivers=_parse_all(selector.drivers, f"{key}.drivers", _parse_driver),
         pci_addresses=_parse_all(selector.pci_addresses, f"{key}.pciAddresses", parse_pci_address),
+        is_rdma=selector.is_rdma,
     )
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.allocator import Allocator, Users
+from device_plugin.cdi_files import CDI_DIR
+from device_plugin.device_info import DEVICE_INFO_DIR
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from device_plugin.pools import assign, held_back, resource_name
@@ -28,6 +31,7 @@ from vf_manager.apply import CreatedVfs, apply_plan, created_pfs
 from vf_manager.errors import Busy
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import Kernel
+from vf_manager.kernel.device_nodes import DeviceNodes
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import Inventory, PciAddress
 from vf_manager.provision import plan
@@ -55,6 +59,8 @@ class Agent:
         run_dir: Path = RUN_DIR,
         kubelet_dir: Path = KUBELET_DIR,
         lease_dir: Path = DATA_DIR,
+        cdi_dir: Path = CDI_DIR,
+        device_info_dir: Path = DEVICE_INFO_DIR,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
         self._config = config
@@ -94,7 +100,17 @@ class Agent:
                 repair=config.repair_drift,
             )
             self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
-            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            allocator = Allocator(
+                Users(self._attacher.held_vfs, lambda: self._attacher.held_vfs() | kubelet.given_devices()),
+                kernel.reset_function,
+                log,
+                nodes=DeviceNodes(),
+                cdi_dir=cdi_dir,
+                device_info_dir=device_info_dir,
+            )
+            self._plugin = DevicePlugin(
+                config.resources(), config.resource_prefix, kubelet_dir, log, allocator
+            )
             self._supervisor = Supervisor(log)
             undo.pop_all()
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from device_plugin.allocation import Allocation
+from device_plugin.cdi import cdi_kind
 from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
 from device_plugin.selectors import PfRule, Selector, parse_selector
 from node_agent.strict_yaml import YamlError, read_yaml
@@ -42,6 +44,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     without_pf: bool = False
     vfs: VfsConfig | None = None
     limits: Limits | None = None
+    allocation: Allocation = Allocation()
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -55,7 +58,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""
         return tuple(
-            Pool(name=pool.name, select=pool.select, without_pf=pool.without_pf) for pool in self.pools
+            Pool(name=pool.name, select=pool.select, without_pf=pool.without_pf, allocation=pool.allocation)
+            for pool in self.pools
         )
 
     def pool_networks(self) -> tuple[Network, ...]:
@@ -78,6 +82,7 @@ def parse_config(text: str) -> AgentConfig:
             _check_vfs(pool, f"pools[{i}]")
             if pool.limits:
                 check_limits(pool.limits, f"pools[{i}].limits")
+        _check_allocations(config)
         _check_networks(config)
         if config.fallback is not None and not config.fallback.startswith("/"):
             raise InvalidInput(
@@ -153,6 +158,16 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
         raise InvalidInput(f"{key}.limits.vlans", list(limits.vlans), beside)
     if limits.max_tx_rate_mbps is not None:
         raise InvalidInput(f"{key}.limits.maxTxRateMbps", limits.max_tx_rate_mbps, beside)
+
+
+def _check_allocations(config: AgentConfig) -> None:
+    for i, (written, pool) in enumerate(zip(config.pools, config.resources(), strict=True)):
+        if pool.allocation.cdi:
+            key = f"pools[{i}].resourcePrefix" if pool.prefix else "resourcePrefix"
+            cdi_kind(pool.prefix or config.resource_prefix, pool.name, key)
+        if pool.allocation.reset_vfio and written.vfs and written.vfs.driver is DriverKind.KERNEL:
+            beside = f"pools[{i}].vfs.driver: vfio-pci beside it: VFs with a kernel driver are not reset"
+            raise InvalidInput(f"pools[{i}].allocation.resetVfio", True, beside)
 
 
 def _check_vfs(pool: PoolConfig, key: str) -> None:

@@ -15,6 +15,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.cdi_files import CDI_DIR
+from device_plugin.device_info import DEVICE_INFO_DIR
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
 from node_agent.config import ConfigError, parse_config
 from sriov_cni.ipam.engine import DATA_DIR
@@ -52,6 +54,8 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             run_dir=options.run_dir,
             kubelet_dir=options.kubelet_dir,
             lease_dir=options.lease_dir,
+            cdi_dir=options.cdi_dir,
+            device_info_dir=options.device_info_dir,
         )
         call_at_signals(agent.stop)
         failure = agent.run()
@@ -92,6 +96,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--lease-dir", type=Path, default=DATA_DIR, metavar="DIR", help="leases of host-local IPAM"
+    )
+    parser.add_argument(
+        "--cdi-dir", type=Path, default=CDI_DIR, metavar="DIR", help="CDI specs of pools with allocation.cdi"
+    )
+    parser.add_argument(
+        "--device-info-dir", type=Path, default=DEVICE_INFO_DIR, metavar="DIR", help="what Multus reads"
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)

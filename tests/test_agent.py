@@ -84,6 +84,8 @@ class Node:
             run_dir=self.run_dir,
             kubelet_dir=self.root / "kubelet",
             lease_dir=self.root / "leases",
+            cdi_dir=self.root / "cdi",
+            device_info_dir=self.root / "device-info",
         )
 
     def events(self, name: str) -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
 """What the kubelet is told of the VFs of a pool."""
 
-import pytest
-import structlog
+from pathlib import Path
 
-from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
+import pytest
+
 from device_plugin.devices import list_devices
 from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
 from device_plugin.service import PoolService
+from tests.allocation_world import AllocationWorld
 from vf_manager.model import PciAddress, Vf
 
 VFS = tuple(
@@ -34,12 +35,12 @@ def test_the_numa_node_is_told_where_there_is_one_and_unless_it_is_excluded() ->
 
 
 @pytest.mark.parametrize(("prefix", "resource"), [(None, "node.io/fast"), ("own.io", "own.io/fast")])
-def test_a_pool_may_have_a_prefix_of_its_own(prefix: str | None, resource: str) -> None:
+def test_a_pool_may_have_a_prefix_of_its_own(tmp_path: Path, prefix: str | None, resource: str) -> None:
+    world = AllocationWorld(tmp_path)
     pool = Pool(name="fast", select=Selector(), prefix=prefix)
-    service = PoolService(pool, "node.io", structlog.get_logger())
+    service = PoolService(pool, "node.io", world.log(), world.allocator)
     assert service.resource == resource
     assert not service.is_ready()
     service.update((), {})
     assert service.is_ready()
     assert service.device_count() == 0
-    assert isinstance(service._list, pb.ListAndWatchResponse)

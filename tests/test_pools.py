@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,7 +52,7 @@ def pf(bus: int, name: str, count: int, driver: str = "igbvf", altnames: tuple[s
 TWO_PFS = Inventory(pfs=(pf(1, "ens1f0", 7, altnames=("enp1s0f0np0",)), pf(2, "ens1f1", 7, "vfio-pci")))
 
 
-def selected(inventory: Inventory = TWO_PFS, **select: tuple[str, ...]) -> list[str]:
+def selected(inventory: Inventory = TWO_PFS, **select: Any) -> list[str]:
     """`bus:index` of each VF that a selector takes."""
     vfs = assign([Pool(name="p", select=Selector(**select))], inventory)["p"]
     return [f"{int(vf.pci[5:7], 16)}:{vf.index}" for vf in vfs]

@@ -1,0 +1,178 @@
+"""Orchestrator: what an allocation takes on this node: device nodes that are there, VFs without traces of
+their last user, and the files by which runtimes and Multus know them.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from structlog.typing import FilteringBoundLogger
+
+from device_plugin import cdi, devices
+from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
+from device_plugin.cdi_files import CdiFiles
+from device_plugin.device_info import DeviceInfoFiles
+from device_plugin.nodes import VHOST_NET, Node, VfNodes, find_nodes, is_vfio
+from device_plugin.pools import Pool, env_name, resource_name
+from vf_manager.device_info import PciInfo
+from vf_manager.errors import KernelError, Refused, SriovError
+from vf_manager.kernel.device_nodes import DeviceNodes
+from vf_manager.model import PciAddress, Vf
+
+
+class Resource(NamedTuple):
+    """A pool under the prefix that it goes by."""
+
+    pool: Pool
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        return resource_name(self.prefix, self.pool.name)
+
+    @property
+    def env(self) -> str:
+        return env_name(self.prefix, self.pool.name)
+
+    @property
+    def spec_file(self) -> str:
+        return cdi.spec_file_name(self.prefix, self.pool.name)
+
+
+class Users(NamedTuple):
+    """`attached`: VFs that are in a pod now. `given`: these and those that the kubelet gave to a container;
+    raises SriovError if it does not tell."""
+
+    attached: Callable[[], Set[PciAddress]]
+    given: Callable[[], Set[str]]
+
+
+class Allocator:
+    """One for all pools of the node. Thread-safe."""
+
+    def __init__(
+        self,
+        users: Users,
+        reset: Callable[[PciAddress], None],
+        log: FilteringBoundLogger,
+        *,
+        nodes: DeviceNodes,
+        cdi_dir: Path,
+        device_info_dir: Path,
+    ) -> None:
+        self._users = users
+        self._reset = reset
+        self._log = log
+        self._nodes = nodes
+        self._cdi = CdiFiles(cdi_dir)
+        self._device_info = DeviceInfoFiles(device_info_dir)
+        self._seen: set[str] = set()  # resources that had devices in the life of this process
+        self._writing = threading.Lock()
+
+    def allocate(
+        self, resource: Resource, vfs: Sequence[Vf], request: pb.AllocateRequest
+    ) -> pb.AllocateResponse:
+        """`vfs`: all of the pool. Nothing is changed before all of the request is seen to be possible. Raises
+        InvalidInput, NotFound, Refused (with what would help) and KernelError."""
+        wanted = [
+            devices.find_vfs(vfs, container.device_ids, resource.name)
+            for container in request.container_requests
+        ]
+        asked_for = {vf.pci: vf for of_one in wanted for vf in of_one}
+        nodes = {pci: self._find_nodes(resource.pool, vf) for pci, vf in asked_for.items()}
+        if resource.pool.allocation.reset_vfio:
+            self._reset_vfs([vf for vf in asked_for.values() if is_vfio(vf)])
+        with self._writing:
+            self._write_spec(resource, vfs)
+            for vf in asked_for.values():
+                self._device_info.write(resource.name, _pci_info(resource.pool, vf))
+        return pb.AllocateResponse(
+            container_responses=[_answer(resource, {vf.pci: nodes[vf.pci] for vf in one}) for one in wanted]
+        )
+
+    def publish(self, resource: Resource, vfs: Sequence[Vf]) -> None:
+        """Before the kubelet hears of these VFs: their CDI spec. What goes wrong is logged here, and then an
+        error of each allocation."""
+        with self._writing:
+            self._seen.add(resource.name)
+            try:
+                self._write_spec(resource, vfs)
+            except SriovError as e:
+                self._log.warning("no CDI spec", resource=resource.name, reason=str(e))
+
+    def tidy(self, now: Iterable[tuple[Resource, Sequence[Vf]]]) -> None:
+        """Removes the files of devices and pools that are no more. `now`: all pools with their VFs. What a
+        container has, or may have, stays until the next change."""
+        try:
+            self._tidy(list(now))
+        except SriovError as e:
+            self._log.warning("files of former devices stay", reason=str(e))
+
+    def _tidy(self, now: list[tuple[Resource, Sequence[Vf]]]) -> None:
+        known = {resource.name: {vf.pci for vf in vfs} for resource, vfs in now}
+        with self._writing:
+            names = self._seen | known.keys()
+        gone = {
+            name: strangers
+            for name in names
+            if (strangers := self._device_info.strangers(name, known.get(name, set())))
+        }
+        current = {resource.spec_file for resource, _ in now if resource.pool.allocation.cdi}
+        old_specs = {name: had for name, had in self._cdi.devices().items() if name not in current}
+        if not gone and not old_specs:
+            return
+        # It asks the kubelet: only where something hangs on it, and never while an allocation waits for us.
+        given = self._users.given()
+        for name, strangers in gone.items():
+            self._device_info.remove(name, strangers - given)
+        for name, had in old_specs.items():
+            if not had & given:
+                self._cdi.remove(name)
+
+    def _find_nodes(self, pool: Pool, vf: Vf) -> VfNodes:
+        return find_nodes(vf, self._nodes, vhost_net=pool.vhost_net, rdma=bool(pool.select.is_rdma))
+
+    def _reset_vfs(self, vfs: Sequence[Vf]) -> None:
+        attached = self._users.attached()
+        for vf in vfs:
+            if vf.pci in attached:
+                raise Refused(
+                    f"allocate VF {vf.pci}: it is to be reset before use (allocation.resetVfio), but a pod"
+                    f" has it still; it is free once that pod's DEL went through"
+                )
+        for vf in vfs:
+            try:
+                self._reset(vf.pci)
+            except KernelError as e:
+                raise Refused(f"allocate VF {vf.pci}: no reset before use (allocation.resetVfio): {e}") from e
+            self._log.info("reset", vf=vf.pci)
+
+    def _write_spec(self, resource: Resource, vfs: Sequence[Vf]) -> None:
+        if not resource.pool.allocation.cdi:
+            return
+        nodes: dict[PciAddress, tuple[Node, ...]] = {}
+        for vf in vfs:
+            with suppress(Refused):  # an allocation of it says why, and it stays out of the spec
+                nodes[vf.pci] = self._find_nodes(resource.pool, vf).nodes
+        kind = cdi.cdi_kind(resource.prefix, resource.pool.name)
+        self._cdi.write(resource.spec_file, cdi.render_spec(kind, nodes))
+
+
+def _answer(resource: Resource, nodes: Mapping[PciAddress, VfNodes]) -> pb.ContainerAllocateResponse:
+    names = None
+    if resource.pool.allocation.cdi:
+        kind = cdi.cdi_kind(resource.prefix, resource.pool.name)
+        names = [cdi.cdi_name(kind, pci) for pci, of_vf in nodes.items() if of_vf.nodes]
+    return devices.render_answer(nodes, resource.env, resource.pool.additional_info, names)
+
+
+def _pci_info(pool: Pool, vf: Vf) -> PciInfo:
+    return PciInfo(
+        pci_address=vf.pci,
+        vhost_net=VHOST_NET if pool.vhost_net else None,
+        rdma_device=",".join(vf.rdma_devices) or None,
+        pf_pci_address=vf.pf_pci,
+        representor_device=vf.representor,
+    )
