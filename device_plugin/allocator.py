@@ -15,7 +15,7 @@ from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.cdi_files import CdiFiles
 from device_plugin.device_info import DeviceInfoFiles
 from device_plugin.nodes import VHOST_NET, Node, VfNodes, find_nodes, is_vfio
-from device_plugin.pools import Pool, env_name, resource_name
+from device_plugin.pools import Pool, envs_of, resource_of
 from vf_manager.device_info import PciInfo
 from vf_manager.errors import KernelError, Refused, SriovError
 from vf_manager.kernel.device_nodes import DeviceNodes
@@ -23,22 +23,31 @@ from vf_manager.model import PciAddress, Vf
 
 
 class Resource(NamedTuple):
-    """A pool under the prefix that it goes by."""
+    """A pool and the node's prefix, by which it goes if it has none of its own."""
 
     pool: Pool
-    prefix: str
+    node_prefix: str
 
     @property
     def name(self) -> str:
-        return resource_name(self.prefix, self.pool.name)
+        return resource_of(self.pool, self.node_prefix)
 
     @property
-    def env(self) -> str:
-        return env_name(self.prefix, self.pool.name)
+    def kind(self) -> str | None:
+        """Of its CDI devices. None: it has none."""
+        return cdi.cdi_kind(self.name) if self.pool.allocation.cdi else None
 
-    @property
-    def spec_file(self) -> str:
-        return cdi.spec_file_name(self.prefix, self.pool.name)
+
+class Places(NamedTuple):
+    """Where the host keeps what an allocation is about."""
+
+    dev: Path = Path("/dev")
+    sys: Path = Path("/sys")
+    cdi: Path = Path("/var/run/cdi")
+    device_info: Path = Path("/var/run/k8s.cni.cncf.io/devinfo/dp")
+
+
+PLACES = Places()
 
 
 class Users(NamedTuple):
@@ -57,17 +66,14 @@ class Allocator:
         users: Users,
         reset: Callable[[PciAddress], None],
         log: FilteringBoundLogger,
-        *,
-        nodes: DeviceNodes,
-        cdi_dir: Path,
-        device_info_dir: Path,
+        places: Places = PLACES,
     ) -> None:
         self._users = users
         self._reset = reset
         self._log = log
-        self._nodes = nodes
-        self._cdi = CdiFiles(cdi_dir)
-        self._device_info = DeviceInfoFiles(device_info_dir)
+        self._nodes = DeviceNodes(places.dev, places.sys)
+        self._cdi = CdiFiles(places.cdi)
+        self._device_info = DeviceInfoFiles(places.device_info)
         self._seen: set[str] = set()  # resources that had devices in the life of this process
         self._writing = threading.Lock()
 
@@ -119,7 +125,7 @@ class Allocator:
             for name in names
             if (strangers := self._device_info.strangers(name, known.get(name, set())))
         }
-        current = {resource.spec_file for resource, _ in now if resource.pool.allocation.cdi}
+        current = {cdi.spec_file_name(resource.name) for resource, _ in now if resource.kind}
         old_specs = {name: had for name, had in self._cdi.devices().items() if name not in current}
         if not gone and not old_specs:
             return
@@ -150,22 +156,21 @@ class Allocator:
             self._log.info("reset", vf=vf.pci)
 
     def _write_spec(self, resource: Resource, vfs: Sequence[Vf]) -> None:
-        if not resource.pool.allocation.cdi:
+        if resource.kind is None:
             return
         nodes: dict[PciAddress, tuple[Node, ...]] = {}
         for vf in vfs:
             with suppress(Refused):  # an allocation of it says why, and it stays out of the spec
                 nodes[vf.pci] = self._find_nodes(resource.pool, vf).nodes
-        kind = cdi.cdi_kind(resource.prefix, resource.pool.name)
-        self._cdi.write(resource.spec_file, cdi.render_spec(kind, nodes))
+        self._cdi.write(cdi.spec_file_name(resource.name), cdi.render_spec(resource.kind, nodes))
 
 
 def _answer(resource: Resource, nodes: Mapping[PciAddress, VfNodes]) -> pb.ContainerAllocateResponse:
     names = None
-    if resource.pool.allocation.cdi:
-        kind = cdi.cdi_kind(resource.prefix, resource.pool.name)
-        names = [cdi.cdi_name(kind, pci) for pci, of_vf in nodes.items() if of_vf.nodes]
-    return devices.render_answer(nodes, resource.env, resource.pool.additional_info, names)
+    if resource.kind is not None:
+        names = [cdi.cdi_name(resource.kind, pci) for pci, of_vf in nodes.items() if of_vf.nodes]
+    envs = envs_of(resource.pool, resource.node_prefix)
+    return devices.render_answer(nodes, envs, resource.pool.additional_info, names)
 
 
 def _pci_info(pool: Pool, vf: Vf) -> PciInfo:

@@ -46,13 +46,15 @@ class CdiSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     devices: tuple[CdiDevice, ...]
 
 
-def cdi_kind(prefix: str, pool: str, key: str = "resourcePrefix") -> str:
-    """`sriov-underlay.io/vf-fast`. A class has no dots before version 0.6.0, and must begin with a letter.
+def cdi_kind(resource: str, key: str = "resourcePrefix") -> str:
+    """`sriov-underlay.io/vf-fast` of `sriov-underlay.io/fast`. A class begins with a letter and, before version
+    0.6.0 of the specification, has no dots.
 
     Raises InvalidInput where the prefix cannot be the name of a vendor."""
+    prefix, _, name = resource.partition("/")
     if not _VENDOR.fullmatch(prefix):
         raise InvalidInput(key, prefix, "a name that begins with a letter, for a pool with allocation.cdi")
-    return f"{prefix}/vf-{pool.replace('.', '_')}"
+    return f"{prefix}/vf-{name.replace('.', '_')}"
 
 
 def cdi_name(kind: str, vf: PciAddress) -> str:
@@ -60,8 +62,9 @@ def cdi_name(kind: str, vf: PciAddress) -> str:
     return f"{kind}={vf}"
 
 
-def spec_file_name(prefix: str, pool: str) -> str:
-    return f"{_FILE_PREFIX}{prefix}_{pool}.json"
+def spec_file_name(resource: str) -> str:
+    """`sriov-underlay_example.com_fast.json`"""
+    return f"{_FILE_PREFIX}{resource.replace('/', '_')}.json"
 
 
 def is_spec_file(name: str) -> bool:

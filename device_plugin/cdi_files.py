@@ -11,7 +11,6 @@ from device_plugin.cdi import devices_in, is_spec_file
 from vf_manager.atomic_file import sync_folder, write_atomically
 from vf_manager.errors import KernelError
 
-CDI_DIR = Path("/var/run/cdi")
 _MODE = 0o644
 
 

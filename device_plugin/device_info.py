@@ -12,7 +12,6 @@ from vf_manager.device_info import PciInfo, render_device_info
 from vf_manager.errors import KernelError
 from vf_manager.model import PciAddress
 
-DEVICE_INFO_DIR = Path("/var/run/k8s.cni.cncf.io/devinfo/dp")
 _MODE = 0o444
 _PCI = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 

@@ -51,15 +51,16 @@ def _find(by_id: dict[str, Vf], device_id: str, resource: str) -> Vf:
 
 def render_answer(
     nodes: Mapping[PciAddress, VfNodes],
-    env: str,
+    envs: Iterable[str],
     additional_info: Mapping[str, Mapping[str, str]],
     cdi_names: Sequence[str] | None,
 ) -> pb.ContainerAllocateResponse:
     """What one container is given with its VFs. `cdi_names`: how it gets at their nodes; None: by path."""
     info = {pci: _info(pci, of_vf, additional_info) for pci, of_vf in nodes.items()}
-    answer = pb.ContainerAllocateResponse(
-        envs={env: ",".join(nodes), f"{env}_INFO": msgspec.json.encode(info).decode()}
-    )
+    answer = pb.ContainerAllocateResponse()
+    for env in envs:
+        answer.envs[env] = ",".join(nodes)
+        answer.envs[f"{env}_INFO"] = msgspec.json.encode(info).decode()
     if cdi_names is not None:
         answer.cdi_devices.extend(pb.CdiDevice(name=name) for name in cdi_names)
         return answer

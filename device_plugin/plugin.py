@@ -90,7 +90,7 @@ class DevicePlugin:
 
     def _endpoint(self, prefix: str, pool: Pool) -> _Endpoint:
         service = PoolService(pool, prefix, self._log, self._allocator)
-        path = self._dir / f"{pool.prefix or prefix}_{pool.name}.sock"
+        path = self._dir / f"{service.resource.replace('/', '_')}.sock"
         return _Endpoint(pool.name, service, ServedSocket(path, service, WORKERS))
 
     def start(self) -> None:
@@ -105,7 +105,7 @@ class DevicePlugin:
         vfs_of = assign(self._pools, inventory)
         for endpoint in self._endpoints:
             endpoint.service.update(vfs_of[endpoint.pool], {})
-        self._allocator.tidy((Resource(p, p.prefix or self._prefix), vfs_of[p.name]) for p in self._pools)
+        self._allocator.tidy((Resource(pool, self._prefix), vfs_of[pool.name]) for pool in self._pools)
 
     def watch(self, stop: threading.Event) -> None:
         """Serves and registers whatever is not, until `stop` is set or `stop()` was called."""

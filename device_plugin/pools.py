@@ -125,6 +125,16 @@ def _first_taker(rules: list[tuple[Pool, Rules]], pf: Pf | None, vf: Vf) -> str 
     return next((pool.name for pool, rule in fitting if rule.takes(pf, vf)), None)
 
 
+def resource_of(pool: Pool, prefix: str) -> str:
+    """Its full name; `prefix` is the node's."""
+    return resource_name(pool.prefix or prefix, pool.name)
+
+
+def envs_of(pool: Pool, prefix: str) -> tuple[str, ...]:
+    """The variables that name a container its VFs."""
+    return (env_name(pool.prefix or prefix, pool.name),)
+
+
 def resource_name(prefix: str, pool: str) -> str:
     """`sriov-underlay.io/fast`"""
     return f"{prefix}/{pool}"

@@ -30,7 +30,7 @@ class PoolService(rpc.DevicePluginServicer):
     """`prefix`: the node's, for a pool that has none of its own. `allocator`: that of the node."""
 
     def __init__(self, pool: Pool, prefix: str, log: FilteringBoundLogger, allocator: Allocator) -> None:
-        self._of = Resource(pool, pool.prefix or prefix)
+        self._of = Resource(pool, prefix)
         self.resource = self._of.name
         self._log = log.bind(resource=self.resource)
         self._allocator = allocator

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin.allocator import Allocator, Users
-from device_plugin.cdi_files import CDI_DIR
-from device_plugin.device_info import DEVICE_INFO_DIR
+from device_plugin.allocator import PLACES, Allocator, Places, Users
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from device_plugin.pools import assign, held_back, resource_name
@@ -31,7 +29,6 @@ from vf_manager.apply import CreatedVfs, apply_plan, created_pfs
 from vf_manager.errors import Busy
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import Kernel
-from vf_manager.kernel.device_nodes import DeviceNodes
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import Inventory, PciAddress
 from vf_manager.provision import plan
@@ -59,8 +56,7 @@ class Agent:
         run_dir: Path = RUN_DIR,
         kubelet_dir: Path = KUBELET_DIR,
         lease_dir: Path = DATA_DIR,
-        cdi_dir: Path = CDI_DIR,
-        device_info_dir: Path = DEVICE_INFO_DIR,
+        places: Places = PLACES,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
         self._config = config
@@ -101,12 +97,10 @@ class Agent:
             )
             self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
             allocator = Allocator(
-                Users(self._attacher.held_vfs, lambda: self._attacher.held_vfs() | kubelet.given_devices()),
+                Users(self._attacher.held_vfs, lambda: kubelet.given_devices() | self._attacher.held_vfs()),
                 kernel.reset_function,
                 log,
-                nodes=DeviceNodes(),
-                cdi_dir=cdi_dir,
-                device_info_dir=device_info_dir,
+                places,
             )
             self._plugin = DevicePlugin(
                 config.resources(), config.resource_prefix, kubelet_dir, log, allocator

@@ -8,7 +8,7 @@ import msgspec
 
 from device_plugin.allocation import Allocation
 from device_plugin.cdi import cdi_kind
-from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
+from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools, resource_of
 from device_plugin.selectors import PfRule, Selector, parse_selector
 from node_agent.strict_yaml import YamlError, read_yaml
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
@@ -164,7 +164,7 @@ def _check_allocations(config: AgentConfig) -> None:
     for i, (written, pool) in enumerate(zip(config.pools, config.resources(), strict=True)):
         if pool.allocation.cdi:
             key = f"pools[{i}].resourcePrefix" if pool.prefix else "resourcePrefix"
-            cdi_kind(pool.prefix or config.resource_prefix, pool.name, key)
+            cdi_kind(resource_of(pool, config.resource_prefix), key)
         if pool.allocation.reset_vfio and written.vfs and written.vfs.driver is DriverKind.KERNEL:
             beside = f"pools[{i}].vfs.driver: vfio-pci beside it: VFs with a kernel driver are not reset"
             raise InvalidInput(f"pools[{i}].allocation.resetVfio", True, beside)

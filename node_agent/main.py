@@ -15,8 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin.cdi_files import CDI_DIR
-from device_plugin.device_info import DEVICE_INFO_DIR
+from device_plugin.allocator import PLACES, Places
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
 from node_agent.config import ConfigError, parse_config
 from sriov_cni.ipam.engine import DATA_DIR
@@ -54,8 +53,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             run_dir=options.run_dir,
             kubelet_dir=options.kubelet_dir,
             lease_dir=options.lease_dir,
-            cdi_dir=options.cdi_dir,
-            device_info_dir=options.device_info_dir,
+            places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
         )
         call_at_signals(agent.stop)
         failure = agent.run()
@@ -98,10 +96,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--lease-dir", type=Path, default=DATA_DIR, metavar="DIR", help="leases of host-local IPAM"
     )
     parser.add_argument(
-        "--cdi-dir", type=Path, default=CDI_DIR, metavar="DIR", help="CDI specs of pools with allocation.cdi"
+        "--cdi-dir",
+        type=Path,
+        default=PLACES.cdi,
+        metavar="DIR",
+        help="CDI specs",
     )
     parser.add_argument(
-        "--device-info-dir", type=Path, default=DEVICE_INFO_DIR, metavar="DIR", help="what Multus reads"
+        "--device-info-dir", type=Path, default=PLACES.device_info, metavar="DIR", help="what Multus reads"
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)

@@ -9,11 +9,10 @@ import structlog
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin.allocator import Allocator, Resource, Users
+from device_plugin.allocator import Allocator, Places, Resource, Users
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
-from vf_manager.kernel.device_nodes import DeviceNodes
 from vf_manager.model import PciAddress, Vf
 
 PREFIX = "example.com"
@@ -54,9 +53,7 @@ class AllocationWorld:
             Users(lambda: self.attached, lambda: self.on_given()),
             lambda pci: self.on_reset(pci),
             self.log(),
-            nodes=DeviceNodes(self.root / "dev", self.root / "sys"),
-            cdi_dir=self.cdi_dir,
-            device_info_dir=self.device_info_dir,
+            Places(self.root / "dev", self.root / "sys", self.cdi_dir, self.device_info_dir),
         )
 
     def log(self) -> FilteringBoundLogger:

@@ -83,13 +83,13 @@ def group_nodes(spec: dict[str, Any] | None) -> dict[str, list[str]]:
     ],
 )
 def test_the_kind_of_a_pool(pool: str, kind: str) -> None:
-    assert cdi_kind("example.com", pool) == kind
+    assert cdi_kind(f"example.com/{pool}") == kind
     assert cdi_name(kind, address(1)) == f"{kind}=0000:3b:02.1"
 
 
 def test_a_prefix_that_is_no_vendor() -> None:
     with pytest.raises(InvalidInput, match=r"resourcePrefix: '3com.com' .* begins with a letter"):
-        cdi_kind("3com.com", "fast")
+        cdi_kind("3com.com/fast")
 
 
 _LETTERS = st.text("abzAZ019._-", min_size=1, max_size=12)
@@ -103,17 +103,18 @@ def test_every_pool_has_a_legal_kind_or_an_error(prefix: str, pool: str) -> None
     except InvalidInput:
         return
     try:
-        kind = cdi_kind(prefix, pool)
+        kind = cdi_kind(f"{prefix}/{pool}")
     except InvalidInput:
         assert prefix[0].isdigit()
         return
     check_kind(kind)
-    assert is_spec_file(spec_file_name(prefix, pool))
-    assert "/" not in spec_file_name(prefix, pool)
+    name = spec_file_name(f"{prefix}/{pool}")
+    assert is_spec_file(name)
+    assert "/" not in name
 
 
 def test_what_has_no_node_is_no_device() -> None:
-    kind = cdi_kind("example.com", "fast")
+    kind = cdi_kind("example.com/fast")
     assert render_spec(kind, {}) is None
     assert render_spec(kind, {address(0): ()}) is None
     spec = render_spec(kind, {address(0): (), address(1): (Node("/dev/uio0", "/dev/uio0"),)})
