@@ -117,25 +117,35 @@ class Allocator:
             self._log.warning("files of former devices stay", reason=str(e))
 
     def _tidy(self, now: list[tuple[Resource, Sequence[Vf]]]) -> None:
-        known = {resource.name: {vf.pci for vf in vfs} for resource, vfs in now}
-        with self._writing:
-            names = self._seen | known.keys()
-        gone = {
-            name: strangers
-            for name in names
-            if (strangers := self._device_info.strangers(name, known.get(name, set())))
-        }
-        current = {cdi.spec_file_name(resource.name) for resource, _ in now if resource.kind}
-        old_specs = {name: had for name, had in self._cdi.devices().items() if name not in current}
-        if not gone and not old_specs:
+        infos = self._former_infos(now)
+        specs = self._former_in_specs(now)
+        if not infos and not specs:
             return
         # It asks the kubelet: only where something hangs on it, and never while an allocation waits for us.
         given = self._users.given()
-        for name, strangers in gone.items():
-            self._device_info.remove(name, strangers - given)
-        for name, had in old_specs.items():
-            if not had & given:
-                self._cdi.remove(name)
+        with self._writing:
+            for resource, of_resource in infos.items():
+                self._device_info.remove(resource, of_resource - given)
+            for file, in_file in specs.items():
+                self._cdi.drop(file, in_file - given)
+
+    def _former_infos(self, now: list[tuple[Resource, Sequence[Vf]]]) -> dict[str, set[PciAddress]]:
+        """By resource, the devices that have a file and are not in its pool."""
+        known = {resource.name: {vf.pci for vf in vfs} for resource, vfs in now}
+        with self._writing:
+            names = self._seen | known.keys()
+        former = {name: self._device_info.devices(name) - known.get(name, set()) for name in names}
+        return {name: devices for name, devices in former.items() if devices}
+
+    def _former_in_specs(self, now: list[tuple[Resource, Sequence[Vf]]]) -> dict[str, set[str]]:
+        """By file, the devices that are in it and not in its pool. A file that is no pool's is always there."""
+        known: dict[str, set[str]] = {
+            cdi.spec_file_name(resource.name): {vf.pci for vf in vfs}
+            for resource, vfs in now
+            if resource.kind
+        }
+        former = {name: devices - known.get(name, set()) for name, devices in self._cdi.devices().items()}
+        return {name: devices for name, devices in former.items() if devices or name not in known}
 
     def _find_nodes(self, pool: Pool, vf: Vf) -> VfNodes:
         return find_nodes(vf, self._nodes, vhost_net=pool.vhost_net, rdma=bool(pool.select.is_rdma))
@@ -162,7 +172,8 @@ class Allocator:
         for vf in vfs:
             with suppress(Refused):  # an allocation of it says why, and it stays out of the spec
                 nodes[vf.pci] = self._find_nodes(resource.pool, vf).nodes
-        self._cdi.write(cdi.spec_file_name(resource.name), cdi.render_spec(resource.kind, nodes))
+        known = {vf.pci for vf in vfs}
+        self._cdi.put(cdi.spec_file_name(resource.name), resource.kind, cdi.make_devices(nodes), known)
 
 
 def _answer(resource: Resource, nodes: Mapping[PciAddress, VfNodes]) -> pb.ContainerAllocateResponse:

@@ -47,8 +47,8 @@ class CdiSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def cdi_kind(resource: str, key: str = "resourcePrefix") -> str:
-    """`sriov-underlay.io/vf-fast` of `sriov-underlay.io/fast`. A class begins with a letter and, before version
-    0.6.0 of the specification, has no dots.
+    """`sriov-underlay.io/vf-fast` of `sriov-underlay.io/fast`. A class has to begin with a letter and, before
+    version 0.6.0 of the specification, has no dots.
 
     Raises InvalidInput where the prefix cannot be the name of a vendor."""
     prefix, _, name = resource.partition("/")
@@ -72,15 +72,23 @@ def is_spec_file(name: str) -> bool:
     return name.startswith(_FILE_PREFIX) and name.endswith(".json")
 
 
-def render_spec(kind: str, nodes: Mapping[PciAddress, Sequence[Node]]) -> bytes | None:
-    """None if no VF has a node: neither a device without edits nor a spec without devices is valid."""
-    devices = tuple(CdiDevice(name=vf, container_edits=_edits(of_vf)) for vf, of_vf in nodes.items() if of_vf)
-    return msgspec.json.encode(CdiSpec(cdi_version=VERSION, kind=kind, devices=devices)) if devices else None
+def make_devices(nodes: Mapping[PciAddress, Sequence[Node]]) -> list[CdiDevice]:
+    """None of a VF without nodes: a device without edits is not valid."""
+    return [CdiDevice(name=vf, container_edits=_edits(of_vf)) for vf, of_vf in nodes.items() if of_vf]
 
 
-def devices_in(spec: bytes) -> set[str]:
-    """The names of the devices in a spec of ours. Raises msgspec.DecodeError."""
-    return {device.name for device in msgspec.json.decode(spec, type=CdiSpec).devices}
+def render_spec(kind: str, devices: Iterable[CdiDevice]) -> bytes | None:
+    """None if there are no devices: a spec without any is not valid."""
+    spec = CdiSpec(cdi_version=VERSION, kind=kind, devices=tuple(devices))
+    return msgspec.json.encode(spec) if spec.devices else None
+
+
+def parse_spec(data: bytes) -> CdiSpec | None:
+    """Of a file of ours. None if somebody has damaged it."""
+    try:
+        return msgspec.json.decode(data, type=CdiSpec)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _edits(nodes: Iterable[Node]) -> CdiEdits:

@@ -1,13 +1,14 @@
-"""Adapter: our CDI spec files, in the folder where the container runtime looks for them."""
+"""Adapter: our CDI spec files, in the folder where the container runtime looks for them.
+
+A device stays in its file until it is dropped: a container that has it may start again when it is in no pool.
+"""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
-
-from device_plugin.cdi import devices_in, is_spec_file
+from device_plugin.cdi import CdiDevice, CdiSpec, is_spec_file, parse_spec, render_spec
 from vf_manager.atomic_file import sync_folder, write_atomically
 from vf_manager.errors import KernelError
 
@@ -20,39 +21,46 @@ class CdiFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, name: str, spec: bytes | None) -> None:
-        """Nothing is written if it says so already. None: there is to be no such file."""
-        path = self._folder / name
-        if spec is None:
-            return self.remove(name)
-        with _named(f"write {path}"):
-            if path.is_file() and path.read_bytes() == spec:
-                return None
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return write_atomically(path, spec, _MODE)
+    def put(self, name: str, kind: str, devices: Iterable[CdiDevice], known: Set[str]) -> None:
+        """These devices, and those that are there and are not `known`."""
+        spec = self._read(name)
+        former = [device for device in spec.devices if device.name not in known] if spec else []
+        self._write(name, render_spec(kind, [*devices, *former]))
 
-    def remove(self, name: str) -> None:
-        """One that is not there is no error."""
-        path = self._folder / name
-        with _named(f"remove {path}"):
-            if path.exists():
-                path.unlink()
-                sync_folder(self._folder)
+    def drop(self, name: str, devices: Set[str]) -> None:
+        """Without these; without any left there is no file."""
+        spec = self._read(name)
+        kept = [device for device in spec.devices if device.name not in devices] if spec else []
+        self._write(name, render_spec(spec.kind, kept) if spec else None)
 
     def devices(self) -> dict[str, set[str]]:
-        """The devices in each file of ours; none in one that cannot be read."""
+        """The names of the devices in each file of ours; none in one that is damaged."""
         if not self._folder.is_dir():
             return {}
         with _named(f"read {self._folder}"):
-            paths = [path for path in self._folder.iterdir() if is_spec_file(path.name)]
-            return {path.name: _devices_in(path) for path in paths}
+            names = [path.name for path in self._folder.iterdir() if is_spec_file(path.name)]
+        specs = {name: self._read(name) for name in names}
+        return {name: {d.name for d in spec.devices} if spec else set() for name, spec in specs.items()}
 
+    def _read(self, name: str) -> CdiSpec | None:
+        path = self._folder / name
+        with _named(f"read {path}"):
+            return parse_spec(path.read_bytes()) if path.is_file() else None
 
-def _devices_in(path: Path) -> set[str]:
-    try:
-        return devices_in(path.read_bytes())
-    except msgspec.DecodeError:
-        return set()
+    def _write(self, name: str, spec: bytes | None) -> None:
+        """Nothing, if it says so already."""
+        path = self._folder / name
+        with _named(f"write {path}"):
+            if spec is None:
+                self._remove(path)
+            elif not path.is_file() or path.read_bytes() != spec:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, spec, _MODE)
+
+    def _remove(self, path: Path) -> None:
+        if path.exists():
+            path.unlink()
+            sync_folder(self._folder)
 
 
 @contextmanager

@@ -31,17 +31,17 @@ class DeviceInfoFiles:
         except OSError as e:
             raise KernelError(f"write {path}", e.errno or errno.EIO) from e
 
-    def strangers(self, resource: str, known: Set[PciAddress]) -> set[PciAddress]:
-        """Devices of this resource that have a file and are not among the known ones."""
-        return set(self._paths(resource)) - known
+    def devices(self, resource: str) -> set[PciAddress]:
+        """Those of this resource that have a file."""
+        return set(self._paths(resource))
 
     def remove(self, resource: str, devices: Set[PciAddress]) -> None:
         """Raises KernelError."""
-        paths = self._paths(resource)
+        paths = [path for pci, path in self._paths(resource).items() if pci in devices]
         try:
-            for pci in devices & paths.keys():
-                paths[pci].unlink(missing_ok=True)
-            if self._folder.is_dir():
+            for path in paths:
+                path.unlink(missing_ok=True)
+            if paths:
                 sync_folder(self._folder)
         except OSError as e:
             raise KernelError(f"remove device information of {resource}", e.errno or errno.EIO) from e

@@ -63,7 +63,7 @@ def find_nodes(vf: Vf, dev: DeviceNodes, *, vhost_net: bool, rdma: bool) -> VfNo
             if not dev.exists(node.host):
                 raise _missing(vf, node.host, _CURE[provider])
     info = {provider: _paths(nodes) for provider, nodes in named.items() if nodes}
-    if info.get("rdma"):
+    if "rdma" in info:
         info["rdma"]["rdma_dev"] = ",".join(vf.rdma_devices)
     return VfNodes(tuple(sorted({node for nodes in named.values() for _, node in nodes})), info)
 

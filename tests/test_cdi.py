@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_plugin.allocation import Allocation
-from device_plugin.cdi import cdi_kind, cdi_name, is_spec_file, render_spec, spec_file_name
+from device_plugin.cdi import cdi_kind, cdi_name, is_spec_file, make_devices, render_spec, spec_file_name
 from device_plugin.nodes import Node
 from device_plugin.pools import parse_pool_name, parse_prefix
 from tests.allocation_world import AllocationWorld, address, make_pool, make_vf
@@ -114,12 +114,10 @@ def test_every_pool_has_a_legal_kind_or_an_error(prefix: str, pool: str) -> None
 
 
 def test_what_has_no_node_is_no_device() -> None:
-    kind = cdi_kind("example.com/fast")
-    assert render_spec(kind, {}) is None
-    assert render_spec(kind, {address(0): ()}) is None
-    spec = render_spec(kind, {address(0): (), address(1): (Node("/dev/uio0", "/dev/uio0"),)})
-    assert spec is not None
-    assert address(0).encode() not in spec
+    node = Node("/dev/uio0", "/dev/uio0")
+    devices = make_devices({address(0): (), address(1): (node,)})
+    assert [device.name for device in devices] == [address(1)]
+    assert render_spec(cdi_kind("example.com/fast"), []) is None
 
 
 # -- files
@@ -192,6 +190,7 @@ def test_a_vf_whose_node_is_missing_is_not_in_the_spec(world: AllocationWorld) -
 def test_a_pool_that_lost_its_vfs_has_no_spec(world: AllocationWorld) -> None:
     world.publish(POOL, vfio_vfs(40))
     world.publish(POOL, [])
+    world.tidy((POOL, []))
     assert world.spec() is None
 
 
@@ -206,6 +205,19 @@ def test_a_spec_goes_with_its_pool_unless_a_pod_has_a_device_of_it(world: Alloca
     world.given = set()
     world.tidy()
     assert [path.name for path in world.cdi_dir.iterdir()] == ["nvidia.json"]
+
+
+def test_a_device_stays_in_the_spec_while_a_container_has_it(world: AllocationWorld) -> None:
+    """It left the pool, but its container may start again."""
+    world.publish(POOL, vfio_vfs(40, 41, 42))
+    world.publish(POOL, vfio_vfs(40))
+    assert list(group_nodes(world.spec())) == [address(0), address(1), address(2)]
+    world.given = {address(2)}
+    world.tidy((POOL, vfio_vfs(40)))
+    assert list(group_nodes(world.spec())) == [address(0), address(2)]
+    world.given = set()
+    world.tidy((POOL, vfio_vfs(40)))
+    assert list(group_nodes(world.spec())) == [address(0)]
 
 
 def test_a_pool_that_gives_up_cdi(world: AllocationWorld) -> None:
