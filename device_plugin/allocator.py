@@ -138,7 +138,7 @@ class Allocator:
         return {name: devices for name, devices in former.items() if devices}
 
     def _former_in_specs(self, now: list[tuple[Resource, Sequence[Vf]]]) -> dict[str, set[str]]:
-        """By file, the devices that are in it and not in its pool. A file that is no pool's is always there."""
+        """By file, the devices that are in it and not in its pool; a file of no pool in any case."""
         known: dict[str, set[str]] = {
             cdi.spec_file_name(resource.name): {vf.pci for vf in vfs}
             for resource, vfs in now
