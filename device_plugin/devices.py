@@ -1,39 +1,44 @@
 """Pure: VFs in the words of the kubelet: devices, and what a container needs to use them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
 
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
-from vf_manager.errors import InvalidInput, NotFound, Refused, shorten
-from vf_manager.model import Vf, parse_pci_address
+from device_plugin.nodes import VfNodes
+from vf_manager.errors import NotFound, shorten
+from vf_manager.model import PciAddress, Vf, parse_pci_address
 
 HEALTHY = "Healthy"
-
-_VFIO_DRIVER = "vfio-pci"
-_VFIO_CONTAINER = "/dev/vfio/vfio"  # Documentation/driver-api/vfio.rst
+UNHEALTHY = "Unhealthy"
 
 
-def list_devices(vfs: Iterable[Vf]) -> pb.ListAndWatchResponse:
-    """The whole list, in the order given."""
-    return pb.ListAndWatchResponse(devices=[_device(vf) for vf in vfs])
-
-
-def _device(vf: Vf) -> pb.Device:
-    if vf.numa_node is None:
-        return pb.Device(id=vf.pci, health=HEALTHY)
-    topology = pb.TopologyInfo(nodes=[pb.NumaNode(id=vf.numa_node)])
-    return pb.Device(id=vf.pci, health=HEALTHY, topology=topology)
-
-
-def allocate(vfs: Sequence[Vf], request: pb.AllocateRequest, resource: str, env: str) -> pb.AllocateResponse:
-    """What each container needs. Raises InvalidInput (not a PCI address), NotFound (not a VF of this
-    resource), Refused (a VF that cannot be handed out as it is)."""
-    by_id: dict[str, Vf] = {vf.pci: vf for vf in vfs}
-    return pb.AllocateResponse(
-        container_responses=[
-            _allocate_container([_find(by_id, id_, resource) for id_ in container.device_ids], env)
-            for container in request.container_requests
+def list_devices(
+    vfs: Iterable[Vf], unhealthy: Collection[PciAddress], *, topology: bool
+) -> pb.ListAndWatchResponse:
+    """The whole list, in the order given. Without `topology` the kubelet may take any, whatever their NUMA
+    node."""
+    return pb.ListAndWatchResponse(
+        devices=[
+            pb.Device(
+                id=vf.pci,
+                health=UNHEALTHY if vf.pci in unhealthy else HEALTHY,
+                topology=_topology(vf) if topology else None,
+            )
+            for vf in vfs
         ]
     )
+
+
+def _topology(vf: Vf) -> pb.TopologyInfo | None:
+    return None if vf.numa_node is None else pb.TopologyInfo(nodes=[pb.NumaNode(id=vf.numa_node)])
+
+
+def find_vfs(vfs: Iterable[Vf], ids: Iterable[str], resource: str) -> list[Vf]:
+    """The VFs with these ids, each once, in the order in which Multus hands them to its networks. Raises
+    InvalidInput (not a PCI address) and NotFound (not a VF of this resource)."""
+    by_id: dict[str, Vf] = {vf.pci: vf for vf in vfs}
+    return [_find(by_id, id_, resource) for id_ in sorted(set(ids))]
 
 
 def _find(by_id: dict[str, Vf], device_id: str, resource: str) -> Vf:
@@ -44,38 +49,29 @@ def _find(by_id: dict[str, Vf], device_id: str, resource: str) -> Vf:
     return vf
 
 
-def _allocate_container(vfs: list[Vf], env: str) -> pb.ContainerAllocateResponse:
-    ids = sorted({vf.pci for vf in vfs})  # Multus hands them to its networks in this order too
-    nodes = sorted({node for vf in vfs if vf.driver == _VFIO_DRIVER for node in _vfio_nodes(vf)})
-    return pb.ContainerAllocateResponse(
-        envs={env: ",".join(ids)},
-        devices=[pb.DeviceSpec(container_path=node, host_path=node, permissions="rw") for node in nodes],
-    )
+def render_answer(
+    nodes: Mapping[PciAddress, VfNodes],
+    envs: Iterable[str],
+    additional_info: Mapping[str, Mapping[str, str]],
+    cdi_names: Sequence[str] | None,
+) -> pb.ContainerAllocateResponse:
+    """What one container is given with its VFs. `cdi_names`: how it gets at their nodes; None: by path."""
+    info = {pci: _info(pci, of_vf, additional_info) for pci, of_vf in nodes.items()}
+    answer = pb.ContainerAllocateResponse()
+    for env in envs:
+        answer.envs[env] = ",".join(nodes)
+        answer.envs[f"{env}_INFO"] = msgspec.json.encode(info).decode()
+    if cdi_names is not None:
+        answer.cdi_devices.extend(pb.CdiDevice(name=name) for name in cdi_names)
+        return answer
+    for node in sorted({node for of_vf in nodes.values() for node in of_vf.nodes}):
+        answer.devices.add(container_path=node.container, host_path=node.host, permissions="rw")
+    return answer
 
 
-def _vfio_nodes(vf: Vf) -> tuple[str, str]:
-    if vf.iommu_group is None:
-        raise Refused(
-            f"allocate VF {vf.pci}: it is bound to {_VFIO_DRIVER} but has no IOMMU group, so there is no"
-            f" /dev/vfio node for the container; switch the IOMMU on (intel_iommu=on or amd_iommu=on)"
-        )
-    return _VFIO_CONTAINER, f"/dev/vfio/{vf.iommu_group}"
-
-
-def prefer(request: pb.PreferredAllocationRequest) -> pb.PreferredAllocationResponse:
-    """For each container: what must be in, then the lowest addresses. Raises InvalidInput."""
-    return pb.PreferredAllocationResponse(
-        container_responses=[_prefer_container(container) for container in request.container_requests]
-    )
-
-
-def _prefer_container(
-    request: pb.ContainerPreferredAllocationRequest,
-) -> pb.ContainerPreferredAllocationResponse:
-    must = sorted(set(request.must_include_ids))
-    others = sorted(set(request.available_ids) - set(must))
-    if not len(must) <= request.size <= len(must) + len(others):
-        raise InvalidInput(
-            "size", request.size, f"{len(must)} (must be in) to {len(must) + len(others)} (are available)"
-        )
-    return pb.ContainerPreferredAllocationResponse(device_ids=(must + others)[: request.size])
+def _info(
+    pci: PciAddress, nodes: VfNodes, additional: Mapping[str, Mapping[str, str]]
+) -> dict[str, Mapping[str, str]]:
+    """By provider. Of what the administrator adds, what is said of this VF goes before what is of all."""
+    extra = {**additional.get("*", {}), **additional.get(pci, {})}
+    return {"generic": {"deviceID": pci}, **nodes.info, **({"extra": extra} if extra else {})}

@@ -117,14 +117,19 @@ class ServedSocket:
 
 
 def register(
-    kubelet_socket: Path, resource: str, endpoint: str, stop: threading.Event, timeout_s: float = 10.0
+    kubelet_socket: Path,
+    resource: str,
+    endpoint: str,
+    options: pb.DevicePluginOptions,
+    stop: threading.Event,
+    timeout_s: float = 10.0,
 ) -> None:
     """Announces a resource that is served already: the kubelet calls back before it answers.
 
     Raises RegistrationFailed, also when `stop` was set meanwhile.
     """
     request = pb.RegisterRequest(
-        version=API_VERSION, endpoint=endpoint, resource_name=resource, options=pb.DevicePluginOptions()
+        version=API_VERSION, endpoint=endpoint, resource_name=resource, options=options
     )
     with grpc.insecure_channel(unix_target(kubelet_socket), options=CHANNEL_OPTIONS) as channel:
         call = rpc.RegistrationStub(channel).Register.future(request, timeout=timeout_s)

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.allocator import Allocator, Resource
 from device_plugin.endpoint import FileIdentity, ServedSocket, read_socket_identity, register
-from device_plugin.pools import Pool, assign, check_pools, envs_of, resource_of
+from device_plugin.pools import Pool, assign, check_pools
 from device_plugin.service import WORKERS, PoolService
 from vf_manager.errors import SriovError
 from vf_manager.model import Inventory
@@ -65,6 +66,7 @@ class DevicePlugin:
         prefix: str,
         kubelet_dir: Path,
         log: FilteringBoundLogger,
+        allocator: Allocator,
         *,
         interval_s: float = 0.5,
         unwatched_s: float = 5.0,
@@ -73,9 +75,11 @@ class DevicePlugin:
         ListAndWatch stream before it is registered with again."""
         check_pools(pools, prefix)
         self._pools = tuple(pools)
+        self._prefix = prefix
         self._dir = kubelet_dir / "device-plugins"
         self._kubelet_socket = self._dir / "kubelet.sock"
         self._log = log
+        self._allocator = allocator
         self._interval_s = interval_s
         self._unwatched_s = unwatched_s
         self._endpoints = [self._endpoint(prefix, pool) for pool in pools]
@@ -85,10 +89,9 @@ class DevicePlugin:
         self._stopped = threading.Event()
 
     def _endpoint(self, prefix: str, pool: Pool) -> _Endpoint:
-        resource = resource_of(pool, prefix)
-        service = PoolService(resource, envs_of(pool, prefix)[0], self._log)
-        socket = self._dir / f"{resource.replace('/', '_')}.sock"
-        return _Endpoint(pool.name, service, ServedSocket(socket, service, WORKERS))
+        service = PoolService(pool, prefix, self._log, self._allocator)
+        path = self._dir / f"{service.resource.replace('/', '_')}.sock"
+        return _Endpoint(pool.name, service, ServedSocket(path, service, WORKERS))
 
     def start(self) -> None:
         """Serves all pools, so that what is wrong with the folder shows now. Without the folder (no
@@ -101,7 +104,8 @@ class DevicePlugin:
         """Takes a new inventory; the kubelet hears of it where a pool changed. One thread at a time."""
         vfs_of = assign(self._pools, inventory)
         for endpoint in self._endpoints:
-            endpoint.service.update(vfs_of[endpoint.pool])
+            endpoint.service.update(vfs_of[endpoint.pool], {})
+        self._allocator.tidy((Resource(pool, self._prefix), vfs_of[pool.name]) for pool in self._pools)
 
     def watch(self, stop: threading.Event) -> None:
         """Serves and registers whatever is not, until `stop` is set or `stop()` was called."""
@@ -176,7 +180,8 @@ class DevicePlugin:
 
     def _register(self, endpoint: _Endpoint, stop: threading.Event) -> None:
         service = endpoint.service
-        register(self._kubelet_socket, service.resource, endpoint.socket.path.name, stop)
+        name = endpoint.socket.path.name
+        register(self._kubelet_socket, service.resource, name, service.options(), stop)
         endpoint.registered, endpoint.reason = True, None
         endpoint.backoff_s = endpoint.retry_at = 0.0
         endpoint.watched_at = time.monotonic()

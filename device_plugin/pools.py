@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from device_plugin.allocation import Allocation
 from device_plugin.selectors import Refusal, Rules, Selector, parse_selector, place_of, selector_mistakes
 from vf_manager.errors import InvalidInput
 from vf_manager.mistakes import caught
@@ -41,6 +42,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     vhost_net: bool = False
     additional_info: dict[str, dict[str, str]] = {}
     hyphen_env: bool = False
+    allocation: Allocation = Allocation()
+
+    @property
+    def wants_rdma(self) -> bool:
+        """Whether containers get the RDMA nodes of the pool's VFs that have them."""
+        return any(selector.is_rdma for selector in self.select)
 
 
 class PoolKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +77,8 @@ class PoolRules(msgspec.Struct, frozen=True):
 
     def takes(self, pf: Pf | None, vf: Vf) -> bool:
         return self.may_have(pf) and any(rules.takes(pf, vf) for rules in self.rules)
+
+    allocation: Allocation = Allocation()
 
 
 def parse_pool_name(value: str, key: str = "name") -> str:

@@ -5,17 +5,20 @@ for as long as its client stays, so their number is bounded and some workers are
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin import devices
+from device_plugin.allocator import Allocator, Resource
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from device_plugin.pools import Pool
+from device_plugin.preference import choose
 from vf_manager.errors import InvalidInput, NotFound, Refused, SriovError
-from vf_manager.model import Vf
+from vf_manager.model import PciAddress, Vf
 
 MAX_STREAMS = 8  # a kubelet holds one; the rest is for streams that are ending and for people who look
 WORKERS = MAX_STREAMS + 4
@@ -24,22 +27,27 @@ Answer = TypeVar("Answer")
 
 
 class PoolService(rpc.DevicePluginServicer):
-    """`resource` is the full resource name, `env` the variable that carries the PCI addresses."""
+    """`prefix`: the node's, for a pool that has none of its own. `allocator`: that of the node."""
 
-    def __init__(self, resource: str, env: str, log: FilteringBoundLogger) -> None:
-        self.resource = resource
-        self._env = env
-        self._log = log.bind(resource=resource)
+    def __init__(self, pool: Pool, prefix: str, log: FilteringBoundLogger, allocator: Allocator) -> None:
+        self._of = Resource(pool, prefix)
+        self.resource = self._of.name
+        self._log = log.bind(resource=self.resource)
+        self._allocator = allocator
         self._changed = threading.Condition()  # guards all below
         self._vfs: tuple[Vf, ...] = ()
+        self._unhealthy: Mapping[PciAddress, str] = {}
         self._list: pb.ListAndWatchResponse | None = None  # None: no inventory was seen yet
         self._streams: set[object] = set()
 
-    def update(self, vfs: Sequence[Vf]) -> None:
-        """Takes the VFs that the pool has now; open streams send them if the kubelet sees a difference."""
-        new = devices.list_devices(vfs)
+    def update(self, vfs: Sequence[Vf], unhealthy: Mapping[PciAddress, str]) -> None:
+        """Takes the VFs that the pool has now, and why some of them cannot be used; open streams send the
+        list if the kubelet sees a difference."""
+        self._allocator.publish(self._of, vfs)
+        new = devices.list_devices(vfs, unhealthy, topology=not self._of.pool.exclude_topology)
         with self._changed:
             self._vfs = tuple(vfs)
+            self._unhealthy = dict(unhealthy)
             if new != self._list:
                 self._list = new
                 self._changed.notify_all()
@@ -58,10 +66,14 @@ class PoolService(rpc.DevicePluginServicer):
         with self._changed:
             return len(self._streams)
 
+    def options(self) -> pb.DevicePluginOptions:
+        """What the kubelet may ask besides Allocate, for its registration too."""
+        return pb.DevicePluginOptions(preferred_allocation_available=True)
+
     def GetDevicePluginOptions(
         self, request: pb.Empty, context: grpc.ServicerContext
     ) -> pb.DevicePluginOptions:
-        return pb.DevicePluginOptions()
+        return self.options()
 
     def ListAndWatch(
         self, request: pb.Empty, context: grpc.ServicerContext
@@ -78,7 +90,7 @@ class PoolService(rpc.DevicePluginServicer):
     def GetPreferredAllocation(
         self, request: pb.PreferredAllocationRequest, context: grpc.ServicerContext
     ) -> pb.PreferredAllocationResponse:
-        return self._answer("GetPreferredAllocation", context, lambda: devices.prefer(request))
+        return self._answer("GetPreferredAllocation", context, lambda: self._prefer(request))
 
     def Allocate(self, request: pb.AllocateRequest, context: grpc.ServicerContext) -> pb.AllocateResponse:
         return self._answer("Allocate", context, lambda: self._allocate(request))
@@ -91,8 +103,20 @@ class PoolService(rpc.DevicePluginServicer):
     def _allocate(self, request: pb.AllocateRequest) -> pb.AllocateResponse:
         with self._changed:
             vfs = self._vfs
-        response = devices.allocate(vfs, request, self.resource, self._env)
+        response = self._allocator.allocate(self._of, vfs, request)
         self._log.info("allocated", devices=[list(one.device_ids) for one in request.container_requests])
+        return response
+
+    def _prefer(self, request: pb.PreferredAllocationRequest) -> pb.PreferredAllocationResponse:
+        with self._changed:
+            healthy = [vf for vf in self._vfs if vf.pci not in self._unhealthy]
+        response = pb.PreferredAllocationResponse()
+        for one in request.container_requests:
+            choice = choose(
+                self._of.pool.allocation.policy, healthy, one.available_ids, one.must_include_ids, one.size
+            )
+            self._log.info("preferred", devices=list(choice.devices), reason=choice.reason)
+            response.container_responses.add(device_ids=choice.devices)
         return response
 
     def _open(self, stream: object) -> bool:

@@ -153,6 +153,10 @@ class Node:
             self.kubelet_dir,
             "--lease-dir",
             self.lease_dir,
+            "--cdi-dir",
+            self.run_dir.parent / "cdi",
+            "--device-info-dir",
+            self.run_dir.parent / "device-info",
         ]
         options = ["--config", self.config, *folders, "--log-level", "debug"]
         return [sys.executable, "-m", "node_agent.main", *(str(option) for option in options)]

@@ -40,7 +40,7 @@ class Stage:
         """A VF of this PF, from the kubelet, by the variable that the container gets."""
         resource = resource_of(nic)
         given = self.node.kubelet.allocate(pod.namespace, pod.name, resource)
-        (variable,) = [key for key in given.response.envs if key.startswith("PCIDEVICE_")]
+        (variable,) = [key for key in given.response.envs if not key.endswith("_INFO")]
         address = given.response.envs[variable]
         assert given.ids == (address,), f"{variable}={address}, but the kubelet allocated {given.ids}"
         return address

@@ -118,7 +118,7 @@ class TestUserspace:
         given = node.kubelet.allocate(pod.namespace, pod.name, resource_of(nic))
         group = (PCI_DEVICES / given.ids[0] / "iommu_group").resolve().name
         nodes = [device.host_path for device in given.response.devices]
-        assert nodes == [f"/dev/vfio/{group}", "/dev/vfio/vfio"]
+        assert {f"/dev/vfio/{group}", "/dev/vfio/vfio"} <= set(nodes)  # with those of iommufd, if it has them
         assert all(Path(path).is_char_device() for path in nodes)
 
     def test_what_add_does(self, node: Node, stage: Stage, nic: Nic) -> None:

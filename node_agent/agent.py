@@ -8,6 +8,7 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.allocator import PLACES, Allocator, Places, Users
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from device_plugin.pools import assign, held_back, pools_by_vf, resource_of
@@ -55,6 +56,7 @@ class Agent:
         run_dir: Path = RUN_DIR,
         kubelet_dir: Path = KUBELET_DIR,
         lease_dir: Path = DATA_DIR,
+        places: Places = PLACES,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
         self._config = config
@@ -94,7 +96,15 @@ class Agent:
                 repair=config.repair_drift,
             )
             self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
-            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            allocator = Allocator(
+                Users(self._attacher.held_vfs, lambda: kubelet.given_devices() | self._attacher.held_vfs()),
+                kernel.reset_function,
+                log,
+                places,
+            )
+            self._plugin = DevicePlugin(
+                config.resources(), config.resource_prefix, kubelet_dir, log, allocator
+            )
             self._supervisor = Supervisor(log)
             undo.pop_all()
 

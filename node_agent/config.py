@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
-from device_plugin.pools import DEFAULT_PREFIX, Pool, pool_mistakes
+from device_plugin.allocation import Allocation
+from device_plugin.cdi import cdi_kind
+from device_plugin.pools import DEFAULT_PREFIX, Pool, pool_mistakes, resource_of
 from device_plugin.selectors import PfRule, Selector, pf_rules
 from node_agent.strict_yaml import YamlError, read_yaml
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
@@ -49,6 +51,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     additional_info: dict[str, dict[str, str]] = {}
     vfs: VfsConfig | None = None
     limits: Limits | None = None
+    allocation: Allocation = Allocation()
 
     def selectors(self) -> tuple[Selector, ...]:
         return self.select if isinstance(self.select, tuple) else (self.select,)
@@ -64,6 +67,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             exclude_topology=self.exclude_topology,
             vhost_net=self.vhost_net,
             additional_info={device.lower(): info for device, info in self.additional_info.items()},
+            allocation=self.allocation,
         )
 
 
@@ -108,6 +112,7 @@ def _mistakes(config: AgentConfig) -> Iterator[SriovError]:
         yield from caught(_check_without_pf if pool.without_pf else _check_vfs, pool, f"pools[{i}]")
         if pool.limits:
             yield from caught(check_limits, pool.limits, f"pools[{i}].limits")
+    yield from _allocation_mistakes(config)
     yield from _network_mistakes(config)
     if config.fallback is not None and not config.fallback.startswith("/"):
         yield InvalidInput("fallback", config.fallback, "the absolute path of a network configuration list")
@@ -180,6 +185,16 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
         raise InvalidInput(f"{key}.limits.vlans", list(limits.vlans), beside)
     if limits.max_tx_rate_mbps is not None:
         raise InvalidInput(f"{key}.limits.maxTxRateMbps", limits.max_tx_rate_mbps, beside)
+
+
+def _allocation_mistakes(config: AgentConfig) -> Iterator[SriovError]:
+    for i, (written, pool) in enumerate(zip(config.pools, config.resources(), strict=True)):
+        if pool.allocation.cdi:
+            key = f"pools[{i}].resourcePrefix" if pool.prefix else "resourcePrefix"
+            yield from caught(cdi_kind, resource_of(pool, config.resource_prefix), key)
+        if pool.allocation.reset_vfio and written.vfs and written.vfs.driver is DriverKind.KERNEL:
+            beside = f"pools[{i}].vfs.driver: vfio-pci beside it: VFs with a kernel driver are not reset"
+            yield InvalidInput(f"pools[{i}].allocation.resetVfio", True, beside)
 
 
 def _check_vfs(pool: PoolConfig, key: str) -> None:

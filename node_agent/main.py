@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.allocator import PLACES, Places
 from device_plugin.established import ESTABLISHED_PREFIX
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
 from node_agent.config import ConfigError
@@ -54,6 +55,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             run_dir=options.run_dir,
             kubelet_dir=options.kubelet_dir,
             lease_dir=options.lease_dir,
+            places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
         )
         call_at_signals(agent.stop)
         failure = agent.run()
@@ -121,6 +123,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--lease-dir", type=Path, default=DATA_DIR, metavar="DIR", help="leases of host-local IPAM"
+    )
+    parser.add_argument(
+        "--cdi-dir",
+        type=Path,
+        default=PLACES.cdi,
+        metavar="DIR",
+        help="CDI specs",
+    )
+    parser.add_argument(
+        "--device-info-dir", type=Path, default=PLACES.device_info, metavar="DIR", help="what Multus reads"
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)

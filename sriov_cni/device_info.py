@@ -8,8 +8,7 @@ import errno
 import os
 from pathlib import Path
 
-import msgspec
-
+from vf_manager.device_info import PciInfo, render_device_info
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.model import PciAddress
 
@@ -23,10 +22,6 @@ def parse_device_info_path(value: str | None, key: str) -> str | None:
     return value
 
 
-def render_device_info(pci: PciAddress) -> bytes:
-    return msgspec.json.encode({"type": "pci", "version": "1.1.0", "pci": {"pci-address": pci}})
-
-
 def write_device_info(path: Path, pci: PciAddress) -> None:
     """Raises KernelError."""
     try:
@@ -37,13 +32,13 @@ def write_device_info(path: Path, pci: PciAddress) -> None:
     except OSError as e:
         raise KernelError(f"write {path}", e.errno or errno.EIO) from e
     with os.fdopen(fd, "wb") as file:
-        file.write(render_device_info(pci))
+        file.write(render_device_info(PciInfo(pci_address=pci)))
 
 
 def remove_device_info(path: Path, pci: PciAddress) -> None:
     """Raises KernelError. One that is gone or another's is no error; one that a crash left empty is ours."""
     try:
-        if path.read_bytes() in (render_device_info(pci), b""):
+        if path.read_bytes() in (render_device_info(PciInfo(pci_address=pci)), b""):
             path.unlink()
     except FileNotFoundError:
         return

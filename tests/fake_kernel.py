@@ -99,6 +99,7 @@ class FakeKernel:
         self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
         self.uppers_of: dict[str, tuple[str, ...]] = {}  # by the host's interface below
         self.sick: dict[PciAddress, tuple[str, ...]] = {}  # devlink health reporters
+        self.resets: list[PciAddress] = []
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
@@ -226,6 +227,11 @@ class FakeKernel:
                 raise KernelError(f"bind {pci} to {driver}", errno.ENODEV)
             self._bind(pci, driver or "igbvf")
         self.tell()
+
+    def reset_function(self, pci: PciAddress) -> None:
+        self.on_change("reset_function")
+        self._function(pci, f"write '1' to reset of {pci}")
+        self.resets.append(pci)
 
     def uppers(self, name: IfName) -> tuple[str, ...]:
         return self.uppers_of.get(name, ())

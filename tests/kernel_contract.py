@@ -680,6 +680,16 @@ class VfContract(KernelContract):
         assert vf is not None
         assert vf.driver == "igbvf"
 
+    def test_a_reset_leaves_a_function_and_its_driver_in_place(self, world: VfWorld, kernel: Kernel) -> None:
+        kernel.reset_function(world.vf)
+        function = kernel.read_function(world.vf)
+        assert function is not None
+        assert (function.driver, function.physfn) == ("igbvf", world.pf)
+
+    def test_a_function_that_is_not_there_cannot_be_reset(self, kernel: Kernel) -> None:
+        with refused(errno.ENOENT):
+            kernel.reset_function(PciAddress("0000:ff:1f.7"))
+
     def test_igb_has_no_eswitch(self, world: VfWorld, kernel: Kernel) -> None:
         modes = kernel.eswitch_modes()
         assert world.pf not in modes

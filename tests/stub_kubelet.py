@@ -76,6 +76,15 @@ class _Plugin:
         self._channel.close()
 
 
+def _preferred(plugin: _Plugin, free: list[str], count: int) -> tuple[str, ...]:
+    if not plugin.options.preferred_allocation_available:
+        return tuple(free[:count])
+    request = pb.PreferredAllocationRequest()
+    request.container_requests.add(available_ids=free, size=count)
+    answer = plugin.stub.GetPreferredAllocation(request, timeout=DIAL_TIMEOUT_S)
+    return tuple(answer.container_responses[0].device_ids)
+
+
 class _Registration(rpc.RegistrationServicer):
     def __init__(self, kubelet: "StubKubelet") -> None:
         self._kubelet = kubelet
@@ -190,6 +199,11 @@ class StubKubelet:
         with self._changed:
             return list(self._registrations)
 
+    def options(self, resource: str) -> pb.DevicePluginOptions:
+        """What the plugin of a resource says that it may be asked."""
+        with self._changed:
+            return self._plugins[resource].options
+
     def refusal(self, request: pb.RegisterRequest) -> str | None:
         with self._changed:
             if self._refusals:
@@ -256,7 +270,8 @@ class StubKubelet:
     def allocate(
         self, pod_namespace: str, pod_name: str, resource: str, count: int = 1, container: str = "main"
     ) -> Allocation:
-        """Gives free devices to a container, lowest ids first. Raises InsufficientDevices, grpc.RpcError."""
+        """Gives free devices to a container, those that the plugin prefers, or else the lowest ids. Raises
+        InsufficientDevices, grpc.RpcError."""
         with self._allocating:
             allocation = self._allocate((pod_namespace, pod_name), container, resource, count)
             with self._changed:
@@ -280,7 +295,7 @@ class StubKubelet:
             if len(free) < count:
                 raise InsufficientDevices(f"{count} of {resource} asked for, {len(free)} free")
             plugin = self._plugins[resource]
-        ids = tuple(free[:count])
+        ids = _preferred(plugin, free, count)
         request = pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(device_ids=ids)])
         response = plugin.stub.Allocate(request, timeout=DIAL_TIMEOUT_S).container_responses[0]
         return Allocation(*pod, container, resource, ids, response)

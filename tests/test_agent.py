@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.allocator import Places
 from node_agent.agent import SOCKET_NAME, Agent
 from node_agent.config import ConfigError, parse_config
 from node_agent.main import call_at_signals, main
@@ -84,6 +86,7 @@ class Node:
             run_dir=self.run_dir,
             kubelet_dir=self.root / "kubelet",
             lease_dir=self.root / "leases",
+            places=Places(*(self.root / name for name in ("dev", "sys", "cdi", "device-info"))),
         )
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -317,6 +320,46 @@ def test_restarted_it_still_knows_and_counts_what_is_attached(node: Node) -> Non
         node.kubelet.wait_devices(FAST, 4)
 
 
+def test_device_information_stays_while_a_pod_has_the_device(node: Node) -> None:
+    def devices() -> set[str]:
+        names = [path.name for path in (node.root / "device-info").iterdir()]
+        return {name.removeprefix("sriov-underlay.io-slow-").removesuffix("-device.json") for name in names}
+
+    with running(node):
+        held = {*node.kubelet.allocate("default", "one", SLOW).ids}
+        gone = {*node.kubelet.allocate("default", "other", SLOW).ids}
+        assert devices() == held | gone
+        node.kubelet.free("default", "other")
+    node.kernel.set_num_vfs(PF1, 0)
+    with running(node):
+        assert devices() == held
+        node.kubelet.free("default", "one")
+    with running(node):
+        assert devices() == set()
+
+
+def test_a_vfio_vf_is_reset_and_given_as_a_cdi_device(node: Node) -> None:
+    for vf in node.vfs(PF1):
+        node.kernel.bind_driver(vf, "vfio-pci")
+    (node.root / "dev/vfio").mkdir(parents=True)
+    config = """
+pools:
+- {name: slow, select: {pfNames: [ens2]}, allocation: {cdi: true, resetVfio: true}}
+"""
+    with running(node, config):
+        with pytest.raises(grpc.RpcError, match=r"allocate VF .*: /dev/vfio/vfio is not there"):
+            node.kubelet.allocate("default", "pod", SLOW)
+        assert node.kernel.resets == []
+        for name in ("vfio", "10", "11"):
+            (node.root / "dev/vfio" / name).touch()
+        given = node.kubelet.allocate("default", "pod", SLOW)
+        assert node.kernel.resets == list(given.ids)
+        names = [device.name for device in given.response.cdi_devices]
+        assert names == [f"sriov-underlay.io/vf-slow={given.ids[0]}"]
+        [spec] = (node.root / "cdi").iterdir()
+        assert given.ids[0] in spec.read_text()
+
+
 def test_a_vf_that_is_in_no_pool_is_refused(node: Node) -> None:
     pod = node.root / "pod-a"
     node.kernel.new_pod(pod)
@@ -483,6 +526,8 @@ def agent_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         "--run-dir": "run",
         "--kubelet-dir": "kubelet",
         "--lease-dir": "leases",
+        "--cdi-dir": "cdi",
+        "--device-info-dir": "device-info",
     }
     arguments = [word for key, name in options.items() for word in (key, str(folder / name))]
     process = subprocess.Popen(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_plugin.allocation import Allocation, Policy
 from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
 from node_agent.config import AgentConfig, ConfigError, PoolConfig, VfsConfig, parse_config, pf_policies
@@ -134,6 +135,26 @@ def test_every_mistake_is_found() -> None:
     ]
 
 
+def test_how_a_pool_is_allocated() -> None:
+    config = parse_config(
+        pools(
+            "{name: a, select: {}}",
+            "{name: b, select: {}, allocation: {policy: aligned, cdi: true, resetVfio: true}}",
+        )
+    )
+    assert [pool.allocation for pool in config.resources()] == [
+        Allocation(policy=Policy.PACKED, cdi=False, reset_vfio=False),
+        Allocation(policy=Policy.ALIGNED, cdi=True, reset_vfio=True),
+    ]
+
+
+def test_a_prefix_that_cannot_name_a_cdi_vendor() -> None:
+    text = pools("{name: a, select: {}, allocation: {cdi: true}}") + "\nresourcePrefix: 3com.com"
+    with pytest.raises(ConfigError, match=r"^resourcePrefix: '3com\.com' .* begins with a letter"):
+        parse_config(text)
+    assert parse_config(text.replace("cdi: true", "cdi: false")).resource_prefix == "3com.com"
+
+
 def test_the_least_that_can_be_said() -> None:
     config = parse_config("pools: []")
     assert config == AgentConfig(pools=())
@@ -182,6 +203,19 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
         (
             pools("{name: a, select: {pfNames: a}}"),
             "pools[0].select.pfNames: expected `array | null`, got `str` ('a')",
+        ),
+        (
+            pools("{name: a, select: {}, allocation: {policy: random}}"),
+            "pools[0].allocation.policy: invalid enum value 'random'",
+        ),
+        (
+            pools("{name: a, select: {}, allocation: {CDI: true}}"),
+            "pools[0].allocation.CDI: unknown key (its value is True); did you mean cdi?",
+        ),
+        (
+            pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1}, allocation: {resetVfio: true}}"),
+            "pools[0].allocation.resetVfio: True is not valid;"
+            " expected pools[0].vfs.driver: vfio-pci beside it: VFs with a kernel driver are not reset",
         ),
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: 3}"),

@@ -23,6 +23,7 @@ from device_plugin.plugin import DevicePlugin
 from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
 from device_plugin.service import MAX_STREAMS
+from tests.allocation_world import AllocationWorld
 from tests.stub_kubelet import InsufficientDevices, StubKubelet
 from vf_manager.errors import InvalidInput, SriovError
 from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf, Vf
@@ -76,7 +77,8 @@ class Agent:
             None, [self.logged], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         options = {"interval_s": 0.02, **options}
-        self.plugin = DevicePlugin(POOLS, PREFIX, kubelet_dir, log, **options)
+        self.node = AllocationWorld(kubelet_dir / "node")
+        self.plugin = DevicePlugin(POOLS, PREFIX, kubelet_dir, log, self.node.allocator, **options)
         self.stopping = threading.Event()
         self._watch = threading.Thread(target=self.plugin.watch, args=[self.stopping], name="watch")
 
@@ -214,8 +216,9 @@ def test_allocate_names_the_devices(running: Agent, kubelet: StubKubelet) -> Non
     one = kubelet.allocate("default", "pod-a", FAST)
     two = kubelet.allocate("default", "pod-b", FAST, 2)
     assert one.ids == (vf_id(1, 0),)
-    assert dict(one.response.envs) == {FAST_ENV: vf_id(1, 0)}
-    assert dict(two.response.envs) == {FAST_ENV: f"{vf_id(1, 1)},{vf_id(1, 2)}"}
+    assert one.response.envs[FAST_ENV] == vf_id(1, 0)
+    assert two.response.envs[FAST_ENV] == f"{vf_id(1, 1)},{vf_id(1, 2)}"
+    assert {*one.response.envs} == {FAST_ENV, f"{FAST_ENV}_INFO"}
     assert not one.response.devices
     with pytest.raises(InsufficientDevices):
         kubelet.allocate("default", "pod-c", FAST)
@@ -225,6 +228,7 @@ def test_allocate_names_the_devices(running: Agent, kubelet: StubKubelet) -> Non
 
 def test_vfio_vfs_come_with_their_nodes(running: Agent, kubelet: StubKubelet) -> None:
     running.plugin.update(make_inventory(driver="vfio-pci", iommu_group=42))
+    running.node.add_nodes("/dev/vfio/vfio", "/dev/vfio/42")
     allocation = kubelet.allocate("default", "pod", SLOW, 2)
     assert [
         (node.container_path, node.host_path, node.permissions) for node in allocation.response.devices
@@ -234,13 +238,27 @@ def test_vfio_vfs_come_with_their_nodes(running: Agent, kubelet: StubKubelet) ->
     ]
 
 
-def test_vfio_without_a_group_is_refused(running: Agent, kubelet: StubKubelet) -> None:
-    running.plugin.update(make_inventory(driver="vfio-pci"))
+def test_a_missing_node_is_refused(running: Agent, kubelet: StubKubelet) -> None:
+    running.plugin.update(make_inventory(driver="vfio-pci", iommu_group=42))
     with pytest.raises(grpc.RpcError) as caught:
         kubelet.allocate("default", "pod", SLOW)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert vf_id(2, 0) in str(caught.value.details())
-    assert "IOMMU" in str(caught.value.details())
+    assert "/dev/vfio/vfio is not there" in str(caught.value.details())
+
+
+def test_device_information_is_there_until_its_device_is_gone(
+    running: Agent, kubelet: StubKubelet, kubelet_dir: Path
+) -> None:
+    def files() -> list[str]:
+        return sorted(path.name for path in running.node.device_info_dir.iterdir())
+
+    kubelet.wait_devices(FAST, 3)
+    held = kubelet.allocate("default", "pod", FAST, 2)
+    assert files() == [f"sriov-underlay.io-fast-{id_}-device.json" for id_ in held.ids]
+    running.node.given = {held.ids[0]}
+    running.plugin.update(make_inventory(fast=0))
+    assert files() == [f"sriov-underlay.io-fast-{held.ids[0]}-device.json"]
 
 
 @pytest.mark.parametrize(
@@ -262,19 +280,26 @@ def test_ids_that_are_not_of_the_pool(
     assert [entry["call"] for entry in running.events("refused")] == ["Allocate"]
 
 
-def test_options_and_calls_that_are_not_advertised(running: Agent, kubelet_dir: Path) -> None:
+def test_a_preference_is_advertised_and_its_reason_logged(
+    running: Agent, kubelet: StubKubelet, kubelet_dir: Path
+) -> None:
+    options = pb.DevicePluginOptions(preferred_allocation_available=True)
+    assert [kubelet.options(name) for name in (FAST, SLOW, NONE)] == [options] * 3
     with client(kubelet_dir) as stub:
-        assert stub.GetDevicePluginOptions(pb.Empty()) == pb.DevicePluginOptions()
+        assert stub.GetDevicePluginOptions(pb.Empty()) == options
         assert stub.PreStartContainer(pb.PreStartContainerRequest()) == pb.PreStartContainerResponse()
 
         def prefer(size: int) -> list[str]:
             one = pb.ContainerPreferredAllocationRequest(
-                available_ids=["c", "a", "b"], must_include_ids=["b"], size=size
+                available_ids=[vf_id(1, i) for i in (2, 0, 1)], must_include_ids=[vf_id(1, 1)], size=size
             )
             answer = stub.GetPreferredAllocation(pb.PreferredAllocationRequest(container_requests=[one]))
             return list(answer.container_responses[0].device_ids)
 
-        assert prefer(2) == ["b", "a"]
+        assert prefer(2) == [vf_id(1, 1), vf_id(1, 0)]
+        [preferred] = running.events("preferred")
+        assert preferred["devices"] == [vf_id(1, 1), vf_id(1, 0)]
+        assert preferred["reason"] == "packed: 2 of PF 0000:01:00.0; PCIe root unknown; NUMA node 1"
         for size in (0, 4):
             with pytest.raises(grpc.RpcError) as caught:
                 prefer(size)
@@ -287,7 +312,7 @@ def test_an_unexpected_failure_is_logged_and_answered(
     def broken(*args: object) -> pb.AllocateResponse:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("device_plugin.devices.allocate", broken)
+    monkeypatch.setattr(running.node.allocator, "allocate", broken)
     with client(kubelet_dir) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.Allocate(allocate_request(vf_id(1, 0)))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
@@ -434,7 +459,7 @@ def test_start_serves_before_anybody_is_told(agent: Agent, kubelet_dir: Path) ->
         dead.bind(str(stale))
     agent.plugin.start()
     with client(kubelet_dir) as stub:
-        assert stub.GetDevicePluginOptions(pb.Empty(), timeout=5) == pb.DevicePluginOptions()
+        assert stub.GetDevicePluginOptions(pb.Empty(), timeout=5).preferred_allocation_available
 
 
 def test_start_says_what_is_in_the_way(agent: Agent, kubelet_dir: Path) -> None:

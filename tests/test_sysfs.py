@@ -204,6 +204,16 @@ def test_a_function_without_vendor_is_going_away(tree: SysfsTree) -> None:
 # -- writing
 
 
+def test_a_reset_is_written_to_its_file(tree: SysfsTree) -> None:
+    (tree.add_pf(PF) / "reset").write_text("")
+    tree.add_vf(PF, 0, VF0)
+    sysfs = Sysfs(tree.root)
+    sysfs.reset_function(PF)
+    assert tree.text(PF, "reset") == "1"
+    with pytest.raises(KernelError, match=f"write '1' to reset of {VF0}: ENOENT"):
+        sysfs.reset_function(VF0)
+
+
 def test_numbers_land_in_their_files(tree: SysfsTree) -> None:
     tree.add_pf(PF)
     tree.add_pf("0000:02:00.0")

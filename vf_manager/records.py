@@ -1,7 +1,6 @@
 """Adapter: typed records on disk, one JSON file each, complete or absent.
 
-Written to a temporary file, synced, renamed over the old one, and the directory synced: whoever reads after
-a crash finds the old record or the new one, never a part of one.
+Whoever reads after a crash finds the old record or the new one, never a part of one.
 """
 
 import os
@@ -10,6 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from vf_manager.atomic_file import sync_folder, write_atomically
 from vf_manager.errors import CorruptRecord, shorten
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -27,19 +27,7 @@ class RecordStore(Generic[T]):
             left_over.unlink(missing_ok=True)
 
     def write(self, key: str, record: T) -> None:
-        path = self._path(key)
-        temporary = self._directory / f".{key}.tmp"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(msgspec.json.encode(record))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        self._sync()
+        write_atomically(self._path(key), msgspec.json.encode(record))
 
     def read(self, key: str) -> T | None:
         """None if there is no such record. Raises CorruptRecord, also if it says that it has another key."""
@@ -59,7 +47,7 @@ class RecordStore(Generic[T]):
     def remove(self, key: str) -> None:
         """A record that is not there is no error."""
         self._path(key).unlink(missing_ok=True)
-        self._sync()
+        sync_folder(self._directory)
 
     def list_keys(self) -> list[str]:
         names = (n for n in os.listdir(self._directory) if n.endswith(_SUFFIX) and not n.startswith("."))
@@ -69,13 +57,6 @@ class RecordStore(Generic[T]):
         if not key or "/" in key or key.startswith(".") or "\0" in key:
             raise ValueError(f"not a record key: {key!r}")
         return self._directory / f"{key}{_SUFFIX}"
-
-    def _sync(self) -> None:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _corrupt(path: Path, why: str) -> CorruptRecord:

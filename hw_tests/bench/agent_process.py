@@ -45,7 +45,8 @@ def running_agent(
     (folder / "kubelet").mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
     log = folder / "agent.log"
-    options = {"config": "config.yaml", "run-dir": "run", "kubelet-dir": "kubelet", "lease-dir": "leases"}
+    folders = ("run", "kubelet", "lease", "cdi", "device-info")
+    options = {"config": "config.yaml"} | {f"{name}-dir": name for name in folders}
     words = [word for key, name in options.items() for word in (f"--{key}", str(folder / name))]
     command = [sys.executable, "-m", "hw_tests.bench.agent", *words, "--log-level", log_level]
     with log.open("wb") as sink:

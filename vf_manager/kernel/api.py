@@ -186,6 +186,10 @@ class Kernel(Protocol):
     def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
         """Bind a function to this driver, or to its default driver with None."""
 
+    def reset_function(self, pci: PciAddress) -> None:
+        """Function-level reset: the queues and interrupts that its last user left are gone, its driver stays.
+        ENOENT where it cannot be reset by itself."""
+
     def uppers(self, name: IfName) -> tuple[str, ...]:
         """The host's interfaces that stand on this one of the host's: bridges, bonds, VLANs."""
 

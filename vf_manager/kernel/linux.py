@@ -41,6 +41,9 @@ class LinuxKernel:
     def bind_driver(self, pci: PciAddress, driver: str | None) -> None:
         self._sysfs.bind_driver(pci, driver)
 
+    def reset_function(self, pci: PciAddress) -> None:
+        self._sysfs.reset_function(pci)
+
     def uppers(self, name: IfName) -> tuple[str, ...]:
         return self._sysfs.uppers(name)
 

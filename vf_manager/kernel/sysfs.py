@@ -1,7 +1,7 @@
 """Adapter: PCI functions and their SR-IOV controls in sysfs.
 
 Sources: Documentation/ABI/testing/sysfs-bus-pci (sriov_totalvfs, sriov_numvfs, sriov_drivers_autoprobe,
-driver_override, acpi_index), sysfs-devices-vfio-dev, stable/sysfs-class-infiniband (ports/N/pkeys),
+driver_override, acpi_index, reset), sysfs-devices-vfio-dev, stable/sysfs-class-infiniband (ports/N/pkeys),
 drivers/pci/iov.c (virtfnN and physfn links), include/linux/pci_ids.h (class codes), drivers/uio/uio.c,
 net/core/dev.c netdev_adjacent_sysfs_add (upper_NAME links).
 """
@@ -83,6 +83,11 @@ class Sysfs:
     def _read_network(self, pci: str) -> PciFunction | None:
         pci_class = self._text(pci, "class") or ""
         return self._read_as(pci, pci_class) if pci_class.startswith(_NETWORK_CLASS) else None
+
+    def reset_function(self, pci: PciAddress) -> None:
+        """Write reset, by the first method that the device has (reset_method): of a VF that is FLR. Without a
+        method there is no such file (drivers/pci/pci-sysfs.c pci_dev_reset_attr_is_visible)."""
+        self._write(pci, "reset", "1")
 
     def _read_as(self, pci: str, pci_class: str) -> PciFunction | None:
         """One listing tells which files there are: most functions lack most of them."""
