@@ -136,6 +136,7 @@ def _read_pf(
         num_vfs=function.num_vfs,
         autoprobe=function.autoprobe,
         eswitch_mode=eswitch_mode,
+        permanent_mac=own.permanent_mac if own else None,
         vfs=tuple(vfs),
     )
 

@@ -44,6 +44,7 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     netdev: Netdev
     parent: str | None = None  # IFLA_PARENT_DEV_NAME: the PCI address, since Linux 5.14
     phys_port_name: str | None = None
+    permanent_mac: Mac | None = None  # IFLA_PERM_ADDRESS, since Linux 5.6; None: it has none of six octets
     vfs: dict[int, VfAttributes] = {}
 
 
@@ -168,6 +169,9 @@ class Kernel(Protocol):
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         """`legacy` or `switchdev` of each PCI function whose driver has devlink and an eswitch."""
+
+    def set_eswitch_mode(self, pf: PciAddress, mode: str) -> None:
+        """`legacy` or `switchdev`. EOPNOTSUPP or ENODEV where the driver has no eswitch."""
 
     def netns(self, fd: int) -> NetnsHandle:
         """Duplicates the descriptor. InvalidInput if it is not a network namespace."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import Links, NetnsHandle, PciFunction
-from vf_manager.kernel.devlink import read_eswitch_modes
+from vf_manager.kernel.devlink import read_eswitch_modes, set_eswitch_mode
 from vf_manager.kernel.netns import Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
@@ -46,6 +46,9 @@ class LinuxKernel:
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
         return read_eswitch_modes()
+
+    def set_eswitch_mode(self, pf: PciAddress, mode: str) -> None:
+        set_eswitch_mode(pf, mode)
 
     def netns(self, fd: int) -> NetnsHandle:
         return Netns(fd)
