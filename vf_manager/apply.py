@@ -36,7 +36,6 @@ from vf_manager.provision_steps import (
 from vf_manager.records import RecordStore
 from vf_manager.vf_attributes import VfPort, assign_mac
 
-_NETDEV_TIMEOUT_S = 15.0
 _POLL_S = 0.02
 
 
@@ -65,7 +64,7 @@ class PfWork:
         vf_workers: Executor,
         log: FilteringBoundLogger,
         *,
-        netdev_timeout_s: float = _NETDEV_TIMEOUT_S,
+        netdev_timeout_s: float,
     ) -> None:
         self._kernel = kernel
         self._records = records
@@ -127,7 +126,7 @@ class PfWork:
         except (SriovError, OSError) as e:
             return f"how {before.label} is now cannot be told: {e}"
         if found := differences(before, after):
-            return f"{before.label} could not be put back as it was: it has {', '.join(found)}"
+            return f"{before.label} could not be put back as it was: {', '.join(found)}"
         made_anew = any(isinstance(step, SetNumVfs) and step.count for step in steps)
         return f"{before.label} is as it was before" + (", with its VFs made anew" if made_anew else "")
 

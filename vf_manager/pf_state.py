@@ -3,6 +3,8 @@
 For a PF on which making VFs failed. The steps come from a comparison, whatever was done before.
 """
 
+from typing import TypeAlias
+
 from vf_manager.model import Pf, Vf
 from vf_manager.provision_steps import (
     BindVf,
@@ -16,6 +18,8 @@ from vf_manager.provision_steps import (
     SetVfMtu,
     Step,
 )
+
+_Fact: TypeAlias = tuple[str, object, object]  # what it is about, how it is now, how it was
 
 
 def steps_back(before: Pf, now: Pf) -> tuple[Step, ...]:
@@ -43,30 +47,31 @@ def steps_back(before: Pf, now: Pf) -> tuple[Step, ...]:
 
 
 def differences(before: Pf, now: Pf | None) -> tuple[str, ...]:
-    """A few words about each thing that is not as before: `3 VFs, not 7`."""
+    """A few words about each thing that is not as before: `number of VFs 3, not 7`."""
     if now is None:
         return ("the device is gone",)
-    pairs = [
-        ("VFs", now.num_vfs, before.num_vfs),
-        ("as eswitch mode", now.eswitch_mode, before.eswitch_mode),
-        ("as autoprobe of its VFs", _on(now.autoprobe), _on(before.autoprobe)),
+    facts: list[_Fact] = [
+        ("number of VFs", now.num_vfs, before.num_vfs),
+        ("eswitch mode", now.eswitch_mode, before.eswitch_mode),
+        ("autoprobe of its VFs", _on(now.autoprobe), _on(before.autoprobe)),
+        ("network interface", now.netdev and now.netdev.name, before.netdev and before.netdev.name),
     ]
     if now.netdev and before.netdev:
-        pairs.append(("as mtu", now.netdev.mtu, before.netdev.mtu))
-        pairs.append(("as state", _up(now.netdev.up), _up(before.netdev.up)))
-    elif before.netdev:
-        pairs.append(("as network interface", "none", before.netdev.name))
-    lines = [f"{is_now} {what}, not {was}" for what, is_now, was in pairs if is_now != was]
-    return tuple(lines) + _vf_differences(before, now)
-
-
-def _vf_differences(before: Pf, now: Pf) -> tuple[str, ...]:
-    were = {vf.index: vf.driver for vf in before.vfs}
+        facts.append(("mtu", now.netdev.mtu, before.netdev.mtu))
+        facts.append(("state", _up(now.netdev.up), _up(before.netdev.up)))
+    were = {vf.index: vf for vf in before.vfs}
+    for vf in (vf for vf in now.vfs if vf.index in were):
+        facts += _vf_facts(vf, were[vf.index])
     return tuple(
-        f"{vf.driver or 'none'} as driver of VF {vf.index}, not {were[vf.index] or 'none'}"
-        for vf in now.vfs
-        if vf.index in were and vf.driver != were[vf.index]
+        f"{what} {_or_none(is_now)}, not {_or_none(was)}" for what, is_now, was in facts if is_now != was
     )
+
+
+def _vf_facts(now: Vf, before: Vf) -> list[_Fact]:
+    facts: list[_Fact] = [(f"driver of VF {now.index}", now.driver, before.driver)]
+    if now.netdev and before.netdev:
+        facts.append((f"mtu of VF {now.index}", now.netdev.mtu, before.netdev.mtu))
+    return facts
 
 
 def _are_vfs_other(before: Pf, now: Pf) -> bool:
@@ -81,6 +86,10 @@ def _vf_steps(pf: Pf, vf: Vf) -> list[Step]:
     if vf.netdev is not None:
         steps.append(SetVfMtu(pf.pci, vf.index, vf.netdev.mtu))
     return steps
+
+
+def _or_none(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _on(value: bool) -> str:

@@ -209,7 +209,7 @@ def _why_no_macs(pf: Pf, inventory: Inventory) -> Refusal | None:
 
 
 def _why_not_now(case: _Case) -> Refusal | None:
-    policy, pf = case.policy, case.pf
+    pf = case.pf
     if pf.num_vfs and not case.ours:
         if case.anew:
             return _refused(

@@ -25,9 +25,18 @@ from vf_manager.records import RecordStore
 
 Holders = Callable[[], Mapping[PciAddress, str]]
 
-_WORKERS = 8  # PFs at once, and VFs at once
-_LOCK_TIMEOUT_S = 5.0
-_RETRY_S = 30.0
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """`workers`: so many PFs at once, and so many VFs. What failed is not tried again for `retry_s`, unless
+    something else is wanted of that PF by then."""
+
+    workers: int = 8
+    lock_timeout_s: float = 5.0
+    netdev_timeout_s: float = 15.0
+    retry_s: float = 30.0
+
+
+_USUAL_PACE = Pace()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +54,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provisioner:
-    """`holders`: VFs that somebody has, and who, in words; may raise SriovError when that cannot be told.
-    What failed is not tried again for `retry_s`, unless something else is wanted of that PF by then.
-    """
+    """`holders`: VFs that somebody has, and who, in words; may raise SriovError when that cannot be told."""
 
     def __init__(
         self,
@@ -57,9 +64,7 @@ class Provisioner:
         log: FilteringBoundLogger,
         *,
         holders: Holders,
-        workers: int = _WORKERS,
-        lock_timeout_s: float = _LOCK_TIMEOUT_S,
-        retry_s: float = _RETRY_S,
+        pace: Pace = _USUAL_PACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kernel = kernel
@@ -67,9 +72,7 @@ class Provisioner:
         self._records = records
         self._log = log
         self._holders = holders
-        self._workers = workers
-        self._lock_timeout_s = lock_timeout_s
-        self._retry_s = retry_s
+        self._pace = pace
         self._clock = clock
         self._alone = threading.Lock()
         self._failed: dict[PciAddress, tuple[PfPolicy, float, tuple[Failure, ...]]] = {}
@@ -83,7 +86,7 @@ class Provisioner:
             return outcome
 
     def _reconcile(self, policies: tuple[PfPolicy, ...], inventory: Inventory) -> Outcome:
-        created = created_pfs(self._records)
+        created = self._created()
         wanted = {step.pf for step in plan(policies, inventory, {}, created).steps}
         again = self._failed_just_now(policies, wanted)
         with self._locked(wanted - again.keys()) as (locked, busy):
@@ -99,6 +102,16 @@ class Provisioner:
             failed=(*failures, *(failure for found in again.values() for failure in found)),
         )
 
+    def _created(self) -> dict[PciAddress, int]:
+        """Records of VFs that are gone are dropped: others may take their place."""
+        created = created_pfs(self._records)
+        for pf in list(created):
+            function = self._kernel.read_function(pf)
+            if function is None or function.num_vfs == 0:
+                self._records.remove(pf)
+                del created[pf]
+        return created
+
     def _apply(
         self, policies: tuple[PfPolicy, ...], made: Plan, now: Inventory, locked: frozenset[PciAddress]
     ) -> tuple[Failure, ...]:
@@ -106,17 +119,27 @@ class Provisioner:
         if not due:
             return ()
         with self._pool("pf") as pf_workers, self._pool("vf") as vf_workers:
-            work = PfWork(self._kernel, self._records, vf_workers, self._log)
+            work = PfWork(
+                self._kernel,
+                self._records,
+                vf_workers,
+                self._log,
+                netdev_timeout_s=self._pace.netdev_timeout_s,
+            )
             results = list(pf_workers.map(lambda pf: work.apply(pf, made.of(pf.pci)), due))
         wanted_of = {policy.pf: policy for policy in policies}
         for pf, failures in zip(due, results, strict=True):
             self._failed.pop(pf.pci, None)
             if failures:
-                self._failed[pf.pci] = (wanted_of[pf.pci], self._clock() + self._retry_s, tuple(failures))
+                self._failed[pf.pci] = (
+                    wanted_of[pf.pci],
+                    self._clock() + self._pace.retry_s,
+                    tuple(failures),
+                )
         return tuple(failure for failures in results for failure in failures)
 
     def _pool(self, name: str) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._workers, thread_name_prefix=f"provision-{name}")
+        return ThreadPoolExecutor(self._pace.workers, thread_name_prefix=f"provision-{name}")
 
     def _failed_just_now(
         self, policies: tuple[PfPolicy, ...], wanted: set[PciAddress]
@@ -137,7 +160,7 @@ class Provisioner:
         with ExitStack() as stack:
             for pf in sorted(pfs):
                 try:
-                    stack.enter_context(self._locks.pf(pf, self._lock_timeout_s))
+                    stack.enter_context(self._locks.pf(pf, self._pace.lock_timeout_s))
                 except Busy as e:
                     busy.append(Refusal(pf=pf, kind=RefusalKind.PENDING, reason=str(e)))
             yield frozenset(pfs - {refusal.pf for refusal in busy}), tuple(busy)
