@@ -51,6 +51,18 @@ class PodResources:
         held = (pod for pod in pods if any(device in ids for ids in _merge([pod]).values()))
         return next(((pod.namespace, pod.name) for pod in held), None)
 
+    def holders(self) -> dict[str, tuple[str, str]]:
+        """Namespace and name of the pod that was given a device, by device id; of every resource. Raises
+        KubeletUnavailable."""
+        with self._lister("who holds which device") as lister:
+            pods = lister.List(pb.ListPodResourcesRequest(), timeout=self._timeout_s).pod_resources
+        return {
+            device: (pod.namespace, pod.name)
+            for pod in pods
+            for ids in _merge([pod]).values()
+            for device in ids
+        }
+
     @contextmanager
     def _lister(self, question: str) -> Iterator[rpc.PodResourcesListerStub]:
         options = [*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _MAX_ANSWER_BYTES)]

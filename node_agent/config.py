@@ -8,12 +8,14 @@ import msgspec
 
 from device_plugin.pools import DEFAULT_PREFIX, Pool, check_pools
 from device_plugin.selectors import PfRule, Selector, parse_selector
+from node_agent import vfs_config
 from node_agent.strict_yaml import YamlError, read_yaml
+from node_agent.vfs_config import PoolsDisagree, PoolVfs, VfsConfig, check_vfs
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError, plain
-from vf_manager.model import Inventory, Pf
-from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
+from vf_manager.model import Inventory
+from vf_manager.provision import PfPolicy
 
 
 class ConfigError(SriovError):
@@ -26,14 +28,6 @@ class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     kubeconfig: str | None = None
 
 
-class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`vfs` of a pool: VFs to create on each of its PFs. Without it, what exists is adopted as it is."""
-
-    count: int
-    mtu: int | None = None
-    driver: DriverKind = DriverKind.KERNEL
-
-
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """`without_pf`: of VFs that a hypervisor gave to this machine, whose PF it has not."""
 
@@ -42,6 +36,10 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     without_pf: bool = False
     vfs: VfsConfig | None = None
     limits: Limits | None = None
+
+    def pf_rules(self, key: str) -> tuple[PfRule, ...]:
+        """The PFs that `select` names. Raises InvalidInput."""
+        return parse_selector(self.select, f"{key}.select").pf_rules or ()
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -56,6 +54,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The pools as the device plugin takes them."""
         return tuple(
             Pool(name=pool.name, select=pool.select, without_pf=pool.without_pf) for pool in self.pools
+        )
+
+    def pools_with_vfs(self) -> tuple[PoolVfs, ...]:
+        """Those for which VFs are created."""
+        return tuple(
+            PoolVfs(key=f"pools[{i}]", name=pool.name, vfs=pool.vfs, pf_rules=pool.pf_rules(f"pools[{i}]"))
+            for i, pool in enumerate(self.pools)
+            if pool.vfs is not None
         )
 
     def pool_networks(self) -> tuple[Network, ...]:
@@ -75,9 +81,10 @@ def parse_config(text: str) -> AgentConfig:
         for i, pool in enumerate(config.pools):
             if pool.without_pf:
                 _check_without_pf(pool, f"pools[{i}]")
-            _check_vfs(pool, f"pools[{i}]")
             if pool.limits:
                 check_limits(pool.limits, f"pools[{i}].limits")
+        for pool_vfs in config.pools_with_vfs():
+            check_vfs(pool_vfs)
         _check_networks(config)
         if config.fallback is not None and not config.fallback.startswith("/"):
             raise InvalidInput(
@@ -97,37 +104,10 @@ def pf_policies(config: AgentConfig, inventory: Inventory) -> tuple[tuple[PfPoli
 
     Raises ConfigError when two pools ask different things of one PF or of one VF.
     """
-    wanted: dict[str, PfPolicy] = {}
-    missing = []
-    for i, pool in enumerate(config.pools):
-        if pool.vfs is None:
-            continue
-        for rule in parse_selector(pool.select).pf_rules or ():
-            pfs = [pf for pf in inventory.pfs if rule.names(pf)]
-            if not pfs:
-                missing.append(f"pools[{i}] {pool.name}: no SR-IOV PF is called {rule.name!r} on this node")
-            for pf in pfs:
-                wanted[pf.pci] = _merge(wanted.get(pf.pci), pf, rule, pool.vfs, f"pools[{i}].vfs")
-    return tuple(wanted[pci] for pci in sorted(wanted)), tuple(missing)
-
-
-def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: str) -> PfPolicy:
-    if known is not None and known.count != vfs.count:
-        raise ConfigError(
-            f"{key}.count: {vfs.count} VFs are asked of {pf.label}, and {known.count} by another pool;"
-            " give both the same count and divide the VFs by ranges like ens1f0#0-3"
-        )
-    ranges = rule.ranges or ((0, vfs.count - 1),)
-    new = tuple(VfPolicy(first=a, last=b, mtu=vfs.mtu, driver=vfs.driver) for a, b in ranges)
-    old = known.vfs if known else ()
-    for policy in new:
-        other = next((o for o in old if o.first <= policy.last and policy.first <= o.last), None)
-        if other is not None and (other.mtu, other.driver) != (policy.mtu, policy.driver):
-            first = max(other.first, policy.first)
-            raise ConfigError(
-                f"{key}: VF {first} of {pf.label} is given another mtu or driver by another pool"
-            )
-    return PfPolicy(pf=pf.pci, count=vfs.count, vfs=old + new)
+    try:
+        return vfs_config.pf_policies(config.pools_with_vfs(), inventory)
+    except PoolsDisagree as e:
+        raise ConfigError(str(e)) from e
 
 
 def _check_networks(config: AgentConfig) -> None:
@@ -153,19 +133,6 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
         raise InvalidInput(f"{key}.limits.vlans", list(limits.vlans), beside)
     if limits.max_tx_rate_mbps is not None:
         raise InvalidInput(f"{key}.limits.maxTxRateMbps", limits.max_tx_rate_mbps, beside)
-
-
-def _check_vfs(pool: PoolConfig, key: str) -> None:
-    if pool.vfs is None:
-        return
-    if pool.select.pf_names is None:
-        raise InvalidInput(
-            f"{key}.vfs", pool.vfs.count, f"{key}.select.pfNames beside it: on which PFs to create VFs"
-        )
-    if not 0 <= pool.vfs.count <= 65535:
-        raise InvalidInput(f"{key}.vfs.count", pool.vfs.count, "a number of VFs, 0-65535")
-    if pool.vfs.mtu is not None and not 68 <= pool.vfs.mtu <= 65535:
-        raise InvalidInput(f"{key}.vfs.mtu", pool.vfs.mtu, "an MTU of 68-65535 bytes")
 
 
 def _explain(message: str) -> str:
