@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node_agent.agent import ATTACHMENTS, RUN_DIR
+from node_agent.cli_plan import add_commands
 from sriov_cni.attachment import Attachment
 from vf_manager.discovery import read_lone, read_pfs
 from vf_manager.errors import SriovError
@@ -168,6 +169,9 @@ def _user(owner: Attachment | None) -> str:
     who = f"{owner.pod.namespace}/{owner.pod.name}" if owner.pod else owner.container_id[:12]
     state = "" if owner.state == "attached" else f" ({owner.state})"
     return f"{who} {owner.ifname}{state}"
+
+
+add_commands(app, LinuxKernel)
 
 
 def run() -> None:

@@ -243,7 +243,7 @@ def test_the_eswitch_mode_waits_for_vfs_in_use(node: Node) -> None:
     node.held[node.vf(PF0, 1)] = "default/trainer"
     made = node.plan(replaced(wants(2, all_of(2)), eswitch_mode=SWITCHDEV))
     assert pending(made) == (
-        f"eswitch mode legacy -> switchdev would destroy all 2 VFs of ens0 ({PF0}), and 1 of them are in use:"
+        f"eswitch mode legacy -> switchdev would destroy all 2 VFs of ens0 ({PF0}), of which are in use:"
         f" {node.vf(PF0, 1)} (default/trainer)"
     )
 
@@ -290,7 +290,7 @@ def test_vfs_in_use_are_not_destroyed(node: Node) -> None:
     node.move_to_pod(in_pod)
     node.held[attached] = "default/trainer"
     assert pending(node.plan(wants(4, all_of(4)))) == (
-        f"3 VFs -> 4 would destroy all 3 VFs of ens0 ({PF0}), and 2 of them are in use:"
+        f"3 VFs -> 4 would destroy all 3 VFs of ens0 ({PF0}), of which are in use:"
         f" {attached} (default/trainer), {in_pod} (another network namespace)"
     )
     assert pending(node.plan(wants(0)))

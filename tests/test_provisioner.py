@@ -110,13 +110,15 @@ def test_vfs_of_a_nic_that_went_are_ours_no_more(node: Node) -> None:
 def test_nothing_to_do_touches_nothing_and_asks_nobody(node: Node) -> None:
     node.provision(wants(2, all_of(2)))
 
-    def unexpected(*_: object) -> Mapping[PciAddress, str]:
+    def asked() -> Mapping[PciAddress, str]:
         raise AssertionError("asked")
 
-    node.held = {}
-    node.holders = unexpected  # type: ignore[method-assign]
+    def touched(what: str) -> None:
+        raise AssertionError(what)
+
+    node.holders = asked  # type: ignore[method-assign]
     node.start_agent()
-    node.kernel.on_change = unexpected
+    node.kernel.on_change = touched
     assert node.reconcile(wants(2, all_of(2))) == Outcome()
 
 

@@ -217,5 +217,4 @@ class PfWork:
 
 def created_pfs(records: RecordStore[CreatedVfs]) -> dict[PciAddress, int]:
     """How many VFs this project made, by PF."""
-    found = (records.read(key) for key in records.list_keys())
-    return {record.pf: record.count for record in found if record is not None}
+    return {record.pf: record.count for record in records.read_all()}

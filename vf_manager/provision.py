@@ -226,8 +226,8 @@ def _why_not_now(case: _Case) -> Refusal | None:
     if pf.num_vfs and case.anew and case.holders:
         return _pending(
             pf.pci,
-            f"{_change(case)} would destroy all {pf.num_vfs} VFs of {pf.label}, and"
-            f" {len(case.holders)} of them are in use: {', '.join(map(str, case.holders))}",
+            f"{_change(case)} would destroy all {pf.num_vfs} VFs of {pf.label}, of which are in use:"
+            f" {', '.join(map(str, case.holders))}",
             case.holders,
         )
     return _why_not_rebound(case)

@@ -43,18 +43,7 @@ class RecordStore(Generic[T]):
 
     def read(self, key: str) -> T | None:
         """None if there is no such record. Raises CorruptRecord, also if it says that it has another key."""
-        path = self._path(key)
-        try:
-            record = self._decoder.decode(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise _corrupt(path, str(e)) from e
-        except RecursionError:
-            raise _corrupt(path, "it is nested too deeply") from None
-        if (own := getattr(record, "key", key)) != key:
-            raise _corrupt(path, f"it is the record of {shorten(own)}")
-        return record
+        return _read(self._path(key), key, self._decoder)
 
     def remove(self, key: str) -> None:
         """A record that is not there is no error."""
@@ -64,6 +53,10 @@ class RecordStore(Generic[T]):
     def list_keys(self) -> list[str]:
         names = (n for n in os.listdir(self._directory) if n.endswith(_SUFFIX) and not n.startswith("."))
         return sorted(name.removesuffix(_SUFFIX) for name in names)
+
+    def read_all(self) -> list[T]:
+        """Every record that is there now."""
+        return [record for key in self.list_keys() if (record := self.read(key)) is not None]
 
     def _path(self, key: str) -> Path:
         if not key or "/" in key or key.startswith(".") or "\0" in key:
@@ -76,6 +69,29 @@ class RecordStore(Generic[T]):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def read_records(directory: Path, kind: type[T]) -> list[T]:
+    """Every record of a store, without taking part: nothing is made or tidied up. None if there is no store.
+    Raises CorruptRecord."""
+    decoder = msgspec.json.Decoder(kind)
+    paths = sorted(directory.glob(f"[!.]*{_SUFFIX}"))
+    found = (_read(path, path.name.removesuffix(_SUFFIX), decoder) for path in paths)
+    return [record for record in found if record is not None]
+
+
+def _read(path: Path, key: str, decoder: msgspec.json.Decoder[T]) -> T | None:
+    try:
+        record = decoder.decode(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise _corrupt(path, str(e)) from e
+    except RecursionError:
+        raise _corrupt(path, "it is nested too deeply") from None
+    if (own := getattr(record, "key", key)) != key:
+        raise _corrupt(path, f"it is the record of {shorten(own)}")
+    return record
 
 
 def _corrupt(path: Path, why: str) -> CorruptRecord:
