@@ -13,11 +13,16 @@ from typer.testing import CliRunner, Result
 from node_agent import cli
 from node_agent.agent import lock_alone
 from node_agent.cli_plan import add_commands
+from sriov_cni.attachment import Attachment, Original, Sandbox
+from sriov_cni.environment import Pod
 from tests.cni_world import World, conf_of
 from tests.fake_kernel import FakeKernel
 from tests.provision_world import PF0, PF1
 from vf_manager.errors import KernelError
-from vf_manager.model import PciAddress
+from vf_manager.kernel.api import NetnsId
+from vf_manager.model import IfName, PciAddress
+from vf_manager.records import RecordStore
+from vf_manager.vf_attributes import VfPort
 
 CONFIG = """
 pools:
@@ -60,6 +65,22 @@ class Sriovctl:
         assert done.exit_code == code, done.output
         document: dict[str, Any] = json.loads(done.stdout)
         return document
+
+    def hold(self, vf: PciAddress, namespace: str, name: str) -> None:
+        """As the agent records that a pod has it."""
+        port = VfPort(pci=vf, pf=self.kernel.functions[vf].function.physfn)
+        record = Attachment(
+            config="underlay",
+            network="underlay",
+            primary=IfName("eth0"),
+            container_id="c1",
+            ifname=IfName("eth0"),
+            sandbox=Sandbox(path="/run/netns/a", id=NetnsId(4, 5)),
+            pod=Pod(namespace=namespace, name=name),
+            port=port,
+            original=Original(),
+        )
+        RecordStore(self.run_dir / "attachments", Attachment).write(record.key, record)
 
     def vfs(self, pf: PciAddress) -> list[PciAddress]:
         return [vf for _, vf in self.kernel.functions[pf].function.virtfns]

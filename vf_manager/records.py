@@ -51,8 +51,7 @@ class RecordStore(Generic[T]):
         self._sync()
 
     def list_keys(self) -> list[str]:
-        names = (n for n in os.listdir(self._directory) if n.endswith(_SUFFIX) and not n.startswith("."))
-        return sorted(name.removesuffix(_SUFFIX) for name in names)
+        return _keys(self._directory)
 
     def read_all(self) -> list[T]:
         """Every record that is there now."""
@@ -72,12 +71,20 @@ class RecordStore(Generic[T]):
 
 
 def read_records(directory: Path, kind: type[T]) -> list[T]:
-    """Every record of a store, without taking part: nothing is made or tidied up. None if there is no store.
-    Raises CorruptRecord."""
+    """Every record of a store, without taking part: nothing is made or tidied up; none if there is no store.
+    Raises CorruptRecord, and OSError where one may not look."""
     decoder = msgspec.json.Decoder(kind)
-    paths = sorted(directory.glob(f"[!.]*{_SUFFIX}"))
-    found = (_read(path, path.name.removesuffix(_SUFFIX), decoder) for path in paths)
+    try:
+        keys = _keys(directory)
+    except FileNotFoundError:
+        return []
+    found = (_read(directory / f"{key}{_SUFFIX}", key, decoder) for key in keys)
     return [record for record in found if record is not None]
+
+
+def _keys(directory: Path) -> list[str]:
+    names = (n for n in os.listdir(directory) if n.endswith(_SUFFIX) and not n.startswith("."))
+    return sorted(name.removesuffix(_SUFFIX) for name in names)
 
 
 def _read(path: Path, key: str, decoder: msgspec.json.Decoder[T]) -> T | None:
