@@ -48,7 +48,7 @@ class Provisioning:
     def watch(self, stop: threading.Event) -> None:
         """Reconcile when marked dirty, and every few seconds while something is left to do. For a thread of
         its own; `mark_dirty` ends the wait after `stop` is set."""
-        settled = False
+        settled, said = False, ""
         while not stop.is_set():
             self._dirty.wait(None if settled else _AGAIN_S)
             self._dirty.clear()
@@ -58,4 +58,6 @@ class Provisioning:
                 settled = self.reconcile().is_settled
             except SriovError as e:
                 settled = False
-                self._log.warning("provisioning is not possible now", error=str(e))
+                if str(e) != said:
+                    self._log.warning("provisioning is not possible now", error=str(e))
+                said = str(e)

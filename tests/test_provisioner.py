@@ -322,6 +322,31 @@ def test_pfs_and_vfs_are_set_up_side_by_side(node: Node) -> None:
     assert not meeting.broken
 
 
+def test_a_pf_that_is_done_is_free_while_another_is_worked_on(node: Node) -> None:
+    """A pod of the one does not wait for VFs of the other."""
+    attached = threading.Event()
+
+    def wait(what: str) -> None:
+        if what == "set_num_vfs 2":
+            assert attached.wait(5)
+
+    node.kernel.on_change = wait
+    node.start_agent(Pace())
+    both = (wants(3, all_of(3)), wants(2, all_of(2), pf=PF1))
+    outcomes: list[Outcome] = []
+    work = threading.Thread(target=lambda: outcomes.append(node.reconcile(*both)))
+    work.start()
+    try:
+        while not node.kernel.functions[PF0].function.num_vfs:
+            assert work.is_alive()
+        with node.locks.vf(PF0, node.vf(PF0, 0), 5):
+            assert not node.kernel.functions[PF1].function.num_vfs
+    finally:
+        attached.set()
+        work.join()
+    assert outcomes[0].is_settled
+
+
 def test_no_more_threads_than_said(node: Node) -> None:
     before = threading.active_count()
     most = [0]

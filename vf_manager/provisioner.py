@@ -113,8 +113,13 @@ class Provisioner:
         return created
 
     def _apply(
-        self, policies: tuple[PfPolicy, ...], made: Plan, now: Inventory, locked: frozenset[PciAddress]
+        self,
+        policies: tuple[PfPolicy, ...],
+        made: Plan,
+        now: Inventory,
+        locked: Mapping[PciAddress, ExitStack],
     ) -> tuple[Failure, ...]:
+        """Each PF is unlocked as soon as it is done."""
         due = [pf for pf in now.pfs if pf.pci in locked and made.of(pf.pci)]
         if not due:
             return ()
@@ -126,7 +131,12 @@ class Provisioner:
                 self._log,
                 netdev_timeout_s=self._pace.netdev_timeout_s,
             )
-            results = list(pf_workers.map(lambda pf: work.apply(pf, made.of(pf.pci)), due))
+
+            def apply(pf: Pf) -> list[Failure]:
+                with locked[pf.pci]:
+                    return work.apply(pf, made.of(pf.pci))
+
+            results = list(pf_workers.map(apply, due))
         wanted_of = {policy.pf: policy for policy in policies}
         for pf, failures in zip(due, results, strict=True):
             self._failed.pop(pf.pci, None)
@@ -154,16 +164,21 @@ class Provisioner:
         }
 
     @contextmanager
-    def _locked(self, pfs: set[PciAddress]) -> Iterator[tuple[frozenset[PciAddress], tuple[Refusal, ...]]]:
-        """Those that could be locked, and a refusal for each that could not."""
+    def _locked(
+        self, pfs: set[PciAddress]
+    ) -> Iterator[tuple[dict[PciAddress, ExitStack], tuple[Refusal, ...]]]:
+        """What unlocks each that could be locked, and a refusal for each that could not."""
+        locked = {}
         busy = []
-        with ExitStack() as stack:
+        with ExitStack() as all_of_them:
             for pf in sorted(pfs):
+                lock = all_of_them.enter_context(ExitStack())
                 try:
-                    stack.enter_context(self._locks.pf(pf, self._pace.lock_timeout_s))
+                    lock.enter_context(self._locks.pf(pf, self._pace.lock_timeout_s))
+                    locked[pf] = lock
                 except Busy as e:
                     busy.append(Refusal(pf=pf, kind=RefusalKind.PENDING, reason=str(e)))
-            yield frozenset(pfs - {refusal.pf for refusal in busy}), tuple(busy)
+            yield locked, tuple(busy)
 
     def _tell(self, outcome: Outcome) -> None:
         """Once, not at each look."""
