@@ -15,10 +15,10 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni install-vfs-unit install-unmanaged clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-rig ## the main job on an emulated SR-IOV NIC, told step by step
 	$(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 600 -- python3 -m hw_tests.demo
@@ -78,6 +78,8 @@ PREFIX ?= /opt/sriov-underlay
 CNI_BIN ?= /opt/cni/bin
 CONFIG_DIR ?= /etc/sriov-underlay
 UNIT_DIR ?= /etc/systemd/system
+UDEV_DIR ?= /etc/udev/rules.d
+NETWORKD_DIR ?= /etc/systemd/network
 # `make install ALSO_AS=sriov`: under the name in existing network configurations too ("type": "sriov").
 ALSO_AS ?=
 ifneq ($(filter-out sriov,$(ALSO_AS)),)
@@ -99,6 +101,15 @@ install-cni: shim ## the CNI executable alone; ALSO_AS=sriov takes the place of 
 	install -d -m 755 $(CNI_BIN)
 	for name in sriov-underlay $(ALSO_AS); do \
 	    install -m 755 $(SHIM) $(CNI_BIN)/.$$name.new; mv $(CNI_BIN)/.$$name.new $(CNI_BIN)/$$name; done
+
+install-vfs-unit: ## a systemd unit that makes the VFs at boot, before the kubelet starts; see docs/vf-manager.md
+	install -D -m 644 -t $(UNIT_DIR) manifests/sriov-vfs.service
+	@echo "Installed. Next: systemctl enable sriov-vfs"
+
+install-unmanaged: ## what keeps NetworkManager and systemd-networkd from taking VFs; see docs/vf-manager.md
+	install -D -m 644 -t $(UDEV_DIR) manifests/80-sriov-vfs.rules
+	install -D -m 644 -t $(NETWORKD_DIR) manifests/10-sriov-vfs.network
+	@echo "Installed. Next: udevadm control --reload; it counts for VFs made from now on"
 
 proto: setup ## generate the gRPC code from device_plugin/proto and hw_tests/cri/proto
 	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args

@@ -51,11 +51,17 @@ class PodResources:
         held = (pod for pod in pods if any(device in ids for ids in _merge([pod]).values()))
         return next(((pod.namespace, pod.name) for pod in held), None)
 
-    def given_devices(self) -> set[str]:
-        """Ids of all devices that containers were given, whatever the resource. Raises KubeletUnavailable."""
-        with self._lister("all devices in use") as lister:
+    def holders(self) -> dict[str, tuple[str, str]]:
+        """Namespace and name of the pod that was given a device, by device id; of every resource. Raises
+        KubeletUnavailable."""
+        with self._lister("who holds which device") as lister:
             pods = lister.List(pb.ListPodResourcesRequest(), timeout=self._timeout_s).pod_resources
-        return {id_ for ids in _merge(pods).values() for id_ in ids}
+        return {
+            device: (pod.namespace, pod.name)
+            for pod in pods
+            for ids in _merge([pod]).values()
+            for device in ids
+        }
 
     @contextmanager
     def _lister(self, question: str) -> Iterator[rpc.PodResourcesListerStub]:

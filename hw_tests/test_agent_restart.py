@@ -140,7 +140,7 @@ def test_stopped_and_started_with_a_smaller_pool(node: Node, stage: Stage, befor
 
 
 def test_the_vfs_vanish_under_their_pods(node: Node) -> None:
-    """Somebody writes 0 to sriov_numvfs. The pod can go, and an agent that starts makes the VFs again."""
+    """Somebody writes 0 to sriov_numvfs. The agent makes the VFs again, and the pod can go meanwhile."""
     nic = node.nics[0]
     with Stage(node) as stage:
         pod, _ = stage.attach_new("vanished", nic, CONF | {"mac": "02:00:00:00:cd:09"})
@@ -148,8 +148,7 @@ def test_the_vfs_vanish_under_their_pods(node: Node) -> None:
         wait_until(lambda: set(pod.links()) == {"lo"}, "end of the VF in the pod", 10)
         stage.detach(pod)
         assert (node.records(), node.leases()) == ([], [])
-        node.kubelet.wait_devices(resource_of(nic), 0)
-    assert node.stop() == 0
+    wait_until(lambda: nic.num_vfs == nic.vfs_used, "VFs again", 30)
+    assert node.stop() == 0  # it may still be at it; the next start does the rest
     node.start()
     node.wait_registered()
-    assert nic.num_vfs == nic.vfs_used

@@ -13,25 +13,29 @@ from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from device_plugin.pools import assign, held_back, pools_by_vf, resource_of
 from node_agent.config import AgentConfig, pf_policies
+from node_agent.provisioning import Provisioning
 from node_agent.supervisor import Supervisor
+from node_agent.vf_holders import vf_holders
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
 from sriov_cni.chain_cache import ChainRecord, read_conflist
+from sriov_cni.environment import Command
 from sriov_cni.handler import CniHandler
 from sriov_cni.ipam.engine import DATA_DIR
+from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.pod_attach import ChooseNetwork, PodAttacher, first_network
 from sriov_cni.pod_vfs import PodVfs
 from sriov_cni.reconcile import Reconciler
 from sriov_cni.server import CniServer
 from sriov_cni.spec import LimitedConnectivity, NotReady
-from vf_manager.apply import CreatedVfs, apply_plan, created_pfs
+from vf_manager.apply import CreatedVfs
 from vf_manager.errors import Busy
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import Kernel
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import Inventory, PciAddress
-from vf_manager.provision import plan
+from vf_manager.provisioner import Provisioner
 from vf_manager.records import RecordStore
 
 RUN_DIR = Path("/run/sriov-underlay")
@@ -39,6 +43,7 @@ KUBELET_DIR = Path("/var/lib/kubelet")
 SOCKET_NAME = "cni.sock"
 ATTACHMENTS = "attachments"
 CHAIN = "chain"
+PFS = "pfs"
 POD_RESOURCES = "pod-resources/kubelet.sock"
 _JOIN_S = 15.0
 _SIGNAL_POLL_S = 0.5
@@ -63,11 +68,10 @@ class Agent:
         self._kernel = kernel
         self._log = log
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._alone = _lock_alone(run_dir / "lock")
+        self._alone = lock_alone(run_dir / "lock")
         with ExitStack() as undo:
             undo.callback(os.close, self._alone)
             self._locks = DeviceLocks()
-            self._created = RecordStore(run_dir / "pfs", CreatedVfs)
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
             self._pools_by_vf: dict[PciAddress, tuple[str, ...]] = {}
@@ -84,7 +88,8 @@ class Agent:
             self._provisioned = threading.Event()
             self._fallback = self._make_fallback(run_dir)
             kubelet = PodResources(kubelet_dir / POD_RESOURCES)
-            handler = CniHandler(
+            self._provisioning = self._make_provisioning(run_dir, kubelet)
+            self._handler = CniHandler(
                 self._pods(kubelet), self._attacher, self._fallback, self._refuse_unready, log
             )
             self._reconciler = Reconciler(
@@ -95,9 +100,9 @@ class Agent:
                 fallback=self._fallback,
                 repair=config.repair_drift,
             )
-            self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
+            self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             allocator = Allocator(
-                Users(self._attacher.held_vfs, lambda: kubelet.given_devices() | self._attacher.held_vfs()),
+                Users(self._attacher.held_vfs, lambda: kubelet.holders().keys() | self._attacher.held_vfs()),
                 kernel.reset_function,
                 log,
                 places,
@@ -116,12 +121,15 @@ class Agent:
             self._attacher.recover()
             if self._fallback is not None:
                 self._fallback.recover()
-            self._provision()
+            self._keeper.refresh()
+            self._provisioning.reconcile()
+            self._provisioned.set()
             self._plugin.start()
             self._plugin.update(self._keeper.current)
             self._supervisor.start("cni", self._server.serve)
             self._supervisor.start("kubelet", lambda: self._plugin.watch(self._supervisor.stop))
             self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))
+            self._supervisor.start("provision", lambda: self._provisioning.watch(self._supervisor.stop))
             self._supervisor.start("reconcile", lambda: self._reconciler.watch(self._supervisor.stop))
             self._log.info("ready", pools={p.name: self._count(p.name) for p in self._config.pools})
             # Not for ever at once: a signal that comes just before the wait does not interrupt it.
@@ -130,6 +138,7 @@ class Agent:
         finally:
             self._supervisor.stop.set()
             self._keeper.mark_dirty()
+            self._provisioning.mark_dirty()
             self._server.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
@@ -166,16 +175,24 @@ class Agent:
             lambda: read_conflist(path), RecordStore(run_dir / CHAIN, ChainRecord), self._log
         )
 
-    def _provision(self) -> None:
-        inventory = self._keeper.refresh()
-        policies, missing = pf_policies(self._config, inventory)
-        for line in missing:
-            self._log.warning("nothing to provision", reason=line)
-        made = created_pfs(self._created)
-        steps = plan(policies, inventory, self._attacher.held_vfs(), made)
-        apply_plan(steps, self._kernel, self._locks, self._created, self._log)
-        self._keeper.refresh()
-        self._provisioned.set()
+    def _make_provisioning(self, run_dir: Path, kubelet: PodResources) -> Provisioning:
+        provisioner = Provisioner(
+            self._kernel,
+            self._locks,
+            RecordStore(run_dir / PFS, CreatedVfs),
+            self._log,
+            holders=lambda: vf_holders(self._attacher.attachments(), kubelet),
+        )
+        return Provisioning(
+            lambda inventory: pf_policies(self._config, inventory), self._keeper, provisioner, self._log
+        )
+
+    def _serve(self, request: CniRequest) -> CniReply:
+        reply = self._handler(request)
+        if request.env.get("CNI_COMMAND") in (Command.DEL, Command.GC):
+            self._keeper.mark_dirty()
+            self._provisioning.mark_dirty()  # what waited for a VF may go through now
+        return reply
 
     def _on_inventory(self, inventory: Inventory) -> None:
         self._pools_by_vf = pools_by_vf(assign(self._config.resources(), inventory))
@@ -185,6 +202,7 @@ class Agent:
                 self._log.warning("a device stays out of its pool", reason=line)
         if self._provisioned.is_set():
             self._plugin.update(inventory)
+            self._provisioning.mark_dirty()
 
     def _pools_of(self, vf: PciAddress) -> tuple[str, ...]:
         """A VF that is in no pool may have come since the last look."""
@@ -224,7 +242,7 @@ class Agent:
         return lone | {vf.pci for pf in now.pfs if pf.netdev and pf.netdev.up for vf in pf.vfs}
 
 
-def _lock_alone(path: Path) -> int:
+def lock_alone(path: Path) -> int:
     """Two agents on one folder would take each other's sockets. The lock goes with the process."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

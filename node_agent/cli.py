@@ -12,6 +12,7 @@ from rich.table import Table
 from device_plugin.dra import device_attributes
 from node_agent.agent import ATTACHMENTS, RUN_DIR
 from node_agent.cli_explain import explain_command
+from node_agent.cli_plan import add_commands
 from node_agent.cli_validate import validate_command
 from sriov_cni.attachment import Attachment
 from vf_manager.discovery import read_inventory
@@ -183,6 +184,9 @@ def _user(owner: Attachment | None) -> str:
     who = f"{owner.pod.namespace}/{owner.pod.name}" if owner.pod else owner.container_id[:12]
     state = "" if owner.state == "attached" else f" ({owner.state})"
     return f"{who} {owner.ifname}{state}"
+
+
+add_commands(app, LinuxKernel)
 
 
 def run() -> None:

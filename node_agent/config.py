@@ -9,14 +9,17 @@ import msgspec
 from device_plugin.allocation import Allocation
 from device_plugin.cdi import cdi_kind
 from device_plugin.pools import DEFAULT_PREFIX, Pool, pool_mistakes, resource_of
-from device_plugin.selectors import PfRule, Selector, pf_rules
+from device_plugin.selectors import Selector, pf_rules
+from node_agent import vfs_config
 from node_agent.strict_yaml import YamlError, read_yaml
+from node_agent.vfs_config import PoolsDisagree, PoolVfs, VfsConfig, check_vfs
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError
 from vf_manager.mistakes import MistakesFound, caught, type_mistakes
-from vf_manager.model import Inventory, Pf
-from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
+from vf_manager.model import Inventory
+from vf_manager.provision import PfPolicy
+from vf_manager.provision_steps import DriverKind
 
 
 class ConfigError(MistakesFound):
@@ -27,14 +30,6 @@ class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How to reach the API server. `kubeconfig`: None inside of a pod, with its service account."""
 
     kubeconfig: str | None = None
-
-
-class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`vfs` of a pool: VFs to create on each of its PFs. Without it, what exists is adopted as it is."""
-
-    count: int
-    mtu: int | None = None
-    driver: DriverKind = DriverKind.KERNEL
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -70,6 +65,15 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             allocation=self.allocation,
         )
 
+    def pool_vfs(self, key: str) -> PoolVfs | None:
+        """The VFs to create, on the PFs that are named if each selector names some. `key`: its place in the
+        config. Raises InvalidInput."""
+        if self.vfs is None:
+            return None
+        named = all(select.pf_names or select.root_devices for select in self.selectors())
+        rules = pf_rules(self.selectors()) if named else ()
+        return PoolVfs(key=key, name=self.name, vfs=self.vfs, pf_rules=rules)
+
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     pools: tuple[PoolConfig, ...]
@@ -82,6 +86,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""
         return tuple(pool.resource() for pool in self.pools)
+
+    def pools_with_vfs(self) -> tuple[PoolVfs, ...]:
+        """Those for which VFs are created."""
+        found = (pool.pool_vfs(f"pools[{i}]") for i, pool in enumerate(self.pools))
+        return tuple(pool_vfs for pool_vfs in found if pool_vfs is not None)
 
     def pool_networks(self) -> tuple[Network, ...]:
         """`networks`, typed. Raises InvalidInput."""
@@ -109,7 +118,10 @@ def parse_config(text: str) -> AgentConfig:
 def _mistakes(config: AgentConfig) -> Iterator[SriovError]:
     yield from pool_mistakes(config.resources(), config.resource_prefix)
     for i, pool in enumerate(config.pools):
-        yield from caught(_check_without_pf if pool.without_pf else _check_vfs, pool, f"pools[{i}]")
+        if pool.without_pf:
+            yield from caught(_check_without_pf, pool, f"pools[{i}]")
+        else:
+            yield from _vfs_mistakes(pool, f"pools[{i}]")
         if pool.limits:
             yield from caught(check_limits, pool.limits, f"pools[{i}].limits")
     yield from _allocation_mistakes(config)
@@ -123,37 +135,19 @@ def pf_policies(config: AgentConfig, inventory: Inventory) -> tuple[tuple[PfPoli
 
     Raises ConfigError when two pools ask different things of one PF or of one VF.
     """
-    wanted: dict[str, PfPolicy] = {}
-    missing = []
-    for i, pool in enumerate(config.pools):
-        if pool.vfs is None:
-            continue
-        for rule in pf_rules(pool.selectors()):
-            pfs = [pf for pf in inventory.pfs if rule.names(pf)]
-            if not pfs:
-                missing.append(f"pools[{i}] {pool.name}: no SR-IOV PF is called {rule.name!r} on this node")
-            for pf in pfs:
-                wanted[pf.pci] = _merge(wanted.get(pf.pci), pf, rule, pool.vfs, f"pools[{i}].vfs")
-    return tuple(wanted[pci] for pci in sorted(wanted)), tuple(missing)
+    try:
+        return vfs_config.pf_policies(config.pools_with_vfs(), inventory)
+    except PoolsDisagree as e:
+        raise ConfigError(str(e)) from e
 
 
-def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, vfs: VfsConfig, key: str) -> PfPolicy:
-    if known is not None and known.count != vfs.count:
-        raise ConfigError(
-            f"{key}.count: {vfs.count} VFs are asked of {pf.label}, and {known.count} by another pool;"
-            " give both the same count and divide the VFs by ranges like ens1f0#0-3"
-        )
-    ranges = rule.ranges or ((0, vfs.count - 1),)
-    new = tuple(VfPolicy(first=a, last=b, mtu=vfs.mtu, driver=vfs.driver) for a, b in ranges)
-    old = known.vfs if known else ()
-    for policy in new:
-        other = next((o for o in old if o.first <= policy.last and policy.first <= o.last), None)
-        if other is not None and (other.mtu, other.driver) != (policy.mtu, policy.driver):
-            first = max(other.first, policy.first)
-            raise ConfigError(
-                f"{key}: VF {first} of {pf.label} is given another mtu or driver by another pool"
-            )
-    return PfPolicy(pf=pf.pci, count=vfs.count, vfs=old + new)
+def _vfs_mistakes(pool: PoolConfig, key: str) -> Iterator[SriovError]:
+    try:
+        pool_vfs = pool.pool_vfs(key)
+    except InvalidInput:  # of `select`: that is told already
+        return
+    if pool_vfs is not None:
+        yield from caught(check_vfs, pool_vfs)
 
 
 def _network_mistakes(config: AgentConfig) -> Iterator[SriovError]:
@@ -195,16 +189,3 @@ def _allocation_mistakes(config: AgentConfig) -> Iterator[SriovError]:
         if pool.allocation.reset_vfio and written.vfs and written.vfs.driver is DriverKind.KERNEL:
             beside = f"pools[{i}].vfs.driver: vfio-pci beside it: VFs with a kernel driver are not reset"
             yield InvalidInput(f"pools[{i}].allocation.resetVfio", True, beside)
-
-
-def _check_vfs(pool: PoolConfig, key: str) -> None:
-    if pool.vfs is None:
-        return
-    if any(not (select.pf_names or select.root_devices) for select in pool.selectors()):
-        raise InvalidInput(
-            f"{key}.vfs", pool.vfs.count, f"{key}.select.pfNames beside it: on which PFs to create VFs"
-        )
-    if not 0 <= pool.vfs.count <= 65535:
-        raise InvalidInput(f"{key}.vfs.count", pool.vfs.count, "a number of VFs, 0-65535")
-    if pool.vfs.mtu is not None and not 68 <= pool.vfs.mtu <= 65535:
-        raise InvalidInput(f"{key}.vfs.mtu", pool.vfs.mtu, "an MTU of 68-65535 bytes")

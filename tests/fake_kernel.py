@@ -51,6 +51,7 @@ class FakeLink:
     parent: PciAddress | None = None
     phys_port_name: str | None = None
     type: str | None = "ether"
+    permanent_mac: Mac | None = None
     addresses: list[str] = dataclasses.field(default_factory=list)
     routes: list[RouteSpec] = dataclasses.field(default_factory=list)
 
@@ -100,6 +101,7 @@ class FakeKernel:
         self.uppers_of: dict[str, tuple[str, ...]] = {}  # by the host's interface below
         self.sick: dict[PciAddress, tuple[str, ...]] = {}  # devlink health reporters
         self.resets: list[PciAddress] = []
+        self.eswitch: dict[PciAddress, str] = {}  # of each PF that has one
         self.tells_parent = True  # IFLA_PARENT_DEV_NAME, since Linux 5.14
         self._numbers = itertools.count(2)
         self.lock = threading.RLock()
@@ -237,7 +239,17 @@ class FakeKernel:
         return self.uppers_of.get(name, ())
 
     def eswitch_modes(self) -> dict[PciAddress, str]:
-        return {}
+        return dict(self.eswitch)
+
+    def set_eswitch_mode(self, pf: PciAddress, mode: str) -> None:
+        """Drivers differ in what they do to VFs that are there; this one refuses."""
+        what = f"set eswitch mode {mode} on {pf}"
+        self.on_change(what)
+        if pf not in self.eswitch:
+            raise KernelError(what, errno.ENODEV)
+        if self.eswitch[pf] != mode and self._function(pf, what).function.num_vfs:
+            raise KernelError(what, errno.EBUSY)
+        self.eswitch[pf] = mode
 
     @contextmanager
     def events(self) -> Iterator[KernelEvents]:
@@ -347,7 +359,9 @@ class FakeKernel:
     def _new_link(self, name: str, parent: PciAddress | None, netns: int = _HOST_INO) -> FakeLink:
         number = next(self._numbers)
         mac = Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}")
-        link = FakeLink(Netdev(ifindex=number, name=IfName(name), mac=mac, mtu=1500), parent)
+        link = FakeLink(
+            Netdev(ifindex=number, name=IfName(name), mac=mac, mtu=1500), parent, permanent_mac=mac
+        )
         self.namespaces[netns].append(link)
         self.tell()
         return link
@@ -400,6 +414,7 @@ class FakeLinks:
             parent=parent,
             phys_port_name=link.phys_port_name,
             link_type=link.type,
+            permanent_mac=link.permanent_mac,
             vfs=vfs or {},
         )
 

@@ -325,6 +325,14 @@ class KernelContract:
         with refused(errno.ENODEV):
             host.move(999_999, pod.netns, IfName("net1"))
 
+    # -- devlink
+
+    @pytest.mark.parametrize("mode", ["legacy", "switchdev"])
+    def test_what_has_no_eswitch_has_no_mode(self, kernel: Kernel, mode: str) -> None:
+        with pytest.raises(KernelError) as caught:
+            kernel.set_eswitch_mode(PciAddress("0000:ff:1f.7"), mode)
+        assert caught.value.code in (errno.ENODEV, errno.EOPNOTSUPP)
+
     # -- addresses and routes
 
     def test_addresses_are_listed_as_cidrs(self, host: Links, spare: int) -> None:
@@ -706,6 +714,17 @@ class VfContract(KernelContract):
             become_quiet(events)
             kernel.set_num_vfs(world.pf, 0)
             assert events.wait(_RETURN_TIMEOUT_S)
+
+    def test_a_pf_tells_the_mac_that_is_burnt_in(self, host: Links, pf: int) -> None:
+        burnt_in = indexed(host, pf).permanent_mac
+        assert burnt_in is not None
+        other = Mac("02:00:00:5e:00:0a")
+        before = indexed(host, pf).netdev.mac
+        host.set_link(pf, LinkChange(mac=other))
+        try:
+            assert (indexed(host, pf).netdev.mac, indexed(host, pf).permanent_mac) == (other, burnt_in)
+        finally:
+            host.set_link(pf, LinkChange(mac=before))
 
     # -- the interface of a VF
 

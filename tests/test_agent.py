@@ -312,11 +312,10 @@ def test_restarted_it_still_knows_and_counts_what_is_attached(node: Node) -> Non
         vf = node.vfs(PF0)[1]
         assert node.call("ADD", {"deviceID": vf}, pod).exit_code == 0
     with running(node, CONFIG.replace("count: 3", "count: 4")):
-        (refused,) = node.events("provisioning refused")
-        assert f"1 of them are in use ({vf})" in refused["reason"]
+        (waiting,) = node.events("provisioning pending")
+        assert waiting["reason"].endswith(f"of which are in use: {vf} (container pod-a)")
         assert vf in node.kubelet.wait_devices(FAST, 3)
         assert node.call("DEL", {"deviceID": vf}, pod).exit_code == 0
-    with running(node, CONFIG.replace("count: 3", "count: 4")):
         node.kubelet.wait_devices(FAST, 4)
 
 
@@ -358,6 +357,27 @@ pools:
         assert names == [f"sriov-underlay.io/vf-slow={given.ids[0]}"]
         [spec] = (node.root / "cdi").iterdir()
         assert given.ids[0] in spec.read_text()
+
+
+def test_vfs_that_went_are_made_again(node: Node) -> None:
+    """A NIC that was plugged out and in again has none."""
+    with running(node) as agent:
+        node.kubelet.wait_devices(FAST, 3)
+        node.kernel.set_num_vfs(PF0, 0)
+        agent.agent._keeper.mark_dirty()
+        eventually(lambda: len(node.vfs(PF0)) == 3, "there are VFs again")
+        eventually(lambda: agent.agent._keeper.current.find_vf(node.vfs(PF0)[2]), "and they are seen")
+
+
+def test_a_vf_that_only_the_kubelet_knows_to_be_in_use_is_safe(node: Node) -> None:
+    """A pod that drives its VF by vfio-pci needs no network of the CNI plugin."""
+    with running(node):
+        vf = next(iter(node.kubelet.wait_devices(FAST, 3)))
+    node.kubelet.give("ml", "dpdk", FAST, vf)
+    with running(node, CONFIG.replace("count: 3", "count: 2")):
+        (waiting,) = node.events("provisioning pending")
+        assert waiting["reason"].endswith(f"in use: {vf} (ml/dpdk)")
+        assert len(node.vfs(PF0)) == 3
 
 
 def test_a_vf_that_is_in_no_pool_is_refused(node: Node) -> None:

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from device_plugin.allocation import Allocation, Policy
 from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
-from node_agent.config import AgentConfig, ConfigError, PoolConfig, VfsConfig, parse_config, pf_policies
+from node_agent.config import AgentConfig, ConfigError, PoolConfig, parse_config, pf_policies
+from node_agent.vfs_config import VfsConfig
 from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf
-from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
+from vf_manager.provision import MacKind, PfPolicy, VfPolicy
+from vf_manager.provision_steps import DriverKind, EswitchMode
 
 PF0, PF1 = PciAddress("0000:01:00.0"), PciAddress("0000:02:00.0")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -21,7 +23,7 @@ pools:
 - name: fast
   select: {pfNames: ["ens0#0-3", ens1], vendors: ["8086"], devices: [10ca], drivers: [igbvf],
            pciAddresses: ["0000:01:10.0"]}
-  vfs: {count: 7, mtu: 9000, driver: vfio-pci}
+  vfs: {count: 7, mtu: 9000, driver: vfio-pci, mac: stable, adopt: true, eswitchMode: switchdev}
 - name: rest
   select: {}
 """
@@ -61,7 +63,14 @@ def test_everything_that_can_be_said() -> None:
                     drivers=("igbvf",),
                     pci_addresses=("0000:01:10.0",),
                 ),
-                vfs=VfsConfig(count=7, mtu=9000, driver=DriverKind.VFIO_PCI),
+                vfs=VfsConfig(
+                    count=7,
+                    mtu=9000,
+                    driver=DriverKind.VFIO_PCI,
+                    mac=MacKind.STABLE,
+                    adopt=True,
+                    eswitch_mode=EswitchMode.SWITCHDEV,
+                ),
             ),
             PoolConfig(name="rest", select=Selector()),
         ),
@@ -114,7 +123,8 @@ def test_every_mistake_is_found() -> None:
             + pools(
                 '{name: -, resourcePrefix: "", select: [{}, {vendors: [x, 8086, y], pKeys: []}]}',
                 "{name: b, select: [], additionalInfo: {ens0: {}}}",
-                "{name: b, select: {pfNames: [a#3-1]}, vfs: {count: -1}, limits: {vlans: [9999]}}",
+                "{name: b, select: {pfNames: [a#3-1]}, limits: {vlans: [9999]}}",
+                "{name: c, select: {pfNames: [a]}, vfs: {count: -1}}",
             ).replace("8086", '"8086"')
         )
     assert [line.partition(": ")[0] for line in caught.value.mistakes] == [
@@ -128,8 +138,8 @@ def test_every_mistake_is_found() -> None:
         "pools[1].additionalInfo",
         "pools[2].select.pfNames[0]",
         "pools[2].name",
-        "pools[2].vfs.count",
         "pools[2].limits.vlans[0]",
+        "pools[3].vfs.count",
         "networks[0].pools[0]",
         "fallback",
     ]
@@ -244,6 +254,26 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
         (
             pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, driver: igbvf}}"),
             "pools[0].vfs.driver: invalid enum value 'igbvf'",
+        ),
+        (
+            pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, mac: random}}"),
+            "pools[0].vfs.mac: invalid enum value 'random'",
+        ),
+        (
+            pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, eswitchMode: on}}"),
+            "pools[0].vfs.eswitchMode: expected `str | null`, got `bool` (True); put quotes around it",
+        ),
+        (
+            pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, eswitch_mode: legacy}}"),
+            "pools[0].vfs.eswitch_mode: unknown key (its value is 'legacy'); did you mean eswitchMode?",
+        ),
+        (
+            pools("{name: a, select: {pfNames: [a]}, vfs: {count: 1, adopt: yess}}"),
+            "pools[0].vfs.adopt: expected `bool`, got `str` ('yess')",
+        ),
+        (
+            pools('{name: a, select: {pfNames: ["a#0-1", "b#2,5-7"]}, vfs: {count: 7}}'),
+            "pools[0].vfs.count: 7 is not valid; expected more than 7, the last VF that 'b#2,5-7' selects",
         ),
         (
             pools("{name: a, select: {}, vfs: {count: 3}}"),
@@ -473,7 +503,7 @@ def test_two_counts_for_one_pf_conflict() -> None:
     )
 
 
-@pytest.mark.parametrize("other", ["mtu: 9000", "driver: vfio-pci"])
+@pytest.mark.parametrize("other", ["mtu: 9000", "driver: vfio-pci", "mac: stable"])
 def test_two_wishes_for_one_vf_conflict(other: str) -> None:
     with pytest.raises(ConfigError) as caught:
         policies(
@@ -481,7 +511,35 @@ def test_two_wishes_for_one_vf_conflict(other: str) -> None:
             f'{{name: b, select: {{pfNames: ["ens0#2-5"]}}, vfs: {{count: 7, {other}}}}}',
         )
     said = str(caught.value)
-    assert said == f"pools[1].vfs: VF 2 of ens0 ({PF0}) is given another mtu or driver by another pool"
+    assert said == f"pools[1].vfs: VF 2 of ens0 ({PF0}) is given another mtu, driver or mac by another pool"
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other"),
+    [
+        ("adopt", "adopt: true", "driver: kernel"),
+        ("eswitchMode", "eswitchMode: legacy", "driver: kernel"),
+        ("eswitchMode", "eswitchMode: legacy", "eswitchMode: switchdev"),
+    ],
+)
+def test_two_wishes_for_one_pf_conflict(key: str, one: str, other: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        policies(
+            f'{{name: a, select: {{pfNames: ["ens0#0-3"]}}, vfs: {{count: 7, {one}}}}}',
+            f'{{name: b, select: {{pfNames: ["ens0#4-5"]}}, vfs: {{count: 7, {other}}}}}',
+        )
+    said = str(caught.value)
+    assert said.startswith(f"pools[1].vfs.{key}: ")
+    assert said.endswith("by another pool; it is about the whole PF, so say the same in both")
+
+
+def test_what_is_said_of_vfs_is_said_of_those_of_the_pool() -> None:
+    found, _ = policies(
+        '{name: a, select: {pfNames: ["ens0#0-3"]}, vfs: {count: 7, mac: stable, adopt: true}}',
+        '{name: b, select: {pfNames: ["ens0#4-6"]}, vfs: {count: 7, mtu: 1400, adopt: true}}',
+    )
+    vfs = (VfPolicy(first=0, last=3, mac=MacKind.STABLE), VfPolicy(first=4, last=6, mtu=1400))
+    assert found == (PfPolicy(pf=PF0, count=7, vfs=vfs, adopt=True),)
 
 
 def test_the_same_wish_twice_is_no_conflict() -> None:

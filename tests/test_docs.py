@@ -130,7 +130,7 @@ def test_manifests(path: Path) -> None:
         case ".conflist":
             check_conflist(path.read_text())
         case suffix:
-            assert suffix == ".service"
+            assert suffix in (".service", ".rules", ".network")  # tests/test_units.py
 
 
 @pytest.mark.parametrize(("written", "code", "message"), list(rows(3)))

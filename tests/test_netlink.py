@@ -139,6 +139,19 @@ def test_more_vfs_than_fit_into_an_attribute_are_an_error_of_the_kernel() -> Non
         parsed_link(body + wrapped, "read link ens1f0")
 
 
+@pytest.mark.parametrize(
+    ("octets", "mac"),
+    [("b49691a00010", Mac("b4:96:91:a0:00:10")), ("000000000000", None), ("80" * 20, None), ("", None)],
+)
+def test_the_mac_that_is_burnt_in_is_told_apart(octets: str, mac: Mac | None) -> None:
+    """A veth has none, an InfiniBand port one of 20 octets, a kernel before 5.6 says nothing of it."""
+    body = struct.pack("=BxHiII", 0, 1, 7, 0, 0) + attributes.pack_text(3, "ens1f0")
+    body += attributes.pack(1, bytes.fromhex("0200005e0009"))
+    if octets:
+        body += attributes.pack(54, bytes.fromhex(octets))
+    assert link_messages.read_link(body).permanent_mac == mac
+
+
 def test_what_is_sent_for_a_vf_reads_back_as_it_was_meant() -> None:
     change = VfChange(**{key: getattr(VF, key) for key in VfAttributes.__struct_fields__})
     sent = link_messages.pack_vf_change(7, 5, change)

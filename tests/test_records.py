@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vf_manager.errors import CorruptRecord
-from vf_manager.records import RecordStore
+from vf_manager.records import RecordStore, read_records
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -220,3 +220,18 @@ def test_any_key_and_content_survives_a_restart(
     after = restarted(folder)
     assert after.list_keys() == sorted(notes)
     assert {key: after.read(key) for key in notes} == {key: Note(text) for key, text in notes.items()}
+
+
+def test_records_are_read_without_taking_part(tmp_path: Path) -> None:
+    """As `sriovctl plan` does beside a running agent."""
+    assert read_records(tmp_path / "nope", Note) == []
+    assert not (tmp_path / "nope").exists()
+    store = RecordStore(tmp_path / "things", Note)
+    store.write("b", NEW)
+    store.write("a", OLD)
+    (tmp_path / "things/.c.tmp").write_text("half")
+    assert read_records(tmp_path / "things", Note) == store.read_all() == [OLD, NEW]
+    assert (tmp_path / "things/.c.tmp").exists()
+    (tmp_path / "things/c.json").write_text("{")
+    with pytest.raises(CorruptRecord, match=r"c\.json"):
+        read_records(tmp_path / "things", Note)

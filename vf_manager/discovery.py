@@ -71,6 +71,7 @@ class _Look:
             num_vfs=function.num_vfs,
             autoprobe=function.autoprobe,
             eswitch_mode=self._modes.get(function.pci),
+            permanent_mac=own.permanent_mac if own else None,
             acpi_index=function.acpi_index,
             link_type=link_type,
             pcie_root=function.pcie_root,

@@ -141,6 +141,7 @@ class Pf(msgspec.Struct, frozen=True, kw_only=True):
     num_vfs: int = 0
     autoprobe: bool = True  # sriov_drivers_autoprobe
     eswitch_mode: str | None = None  # "legacy" | "switchdev", by devlink; None: the driver has no devlink
+    permanent_mac: Mac | None = None  # burnt in; that of `netdev` may be a bond's. None: not told
     acpi_index: int | None = None
     link_type: str | None = None
     pcie_root: str | None = None

@@ -52,6 +52,7 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None  # IFLA_PARENT_DEV_NAME: the PCI address, since Linux 5.14
     phys_port_name: str | None = None
     link_type: str | None = None  # "ether", "infiniband"; None: neither
+    permanent_mac: Mac | None = None  # IFLA_PERM_ADDRESS, since Linux 5.6; None: it has none of six octets
     vfs: dict[int, VfAttributes] = {}
 
 
@@ -201,6 +202,9 @@ class Kernel(Protocol):
 
     def events(self) -> AbstractContextManager[KernelEvents]:
         """Of the host, from now on."""
+
+    def set_eswitch_mode(self, pf: PciAddress, mode: str) -> None:
+        """`legacy` or `switchdev`. EOPNOTSUPP or ENODEV where the driver has no eswitch."""
 
     def netns(self, fd: int) -> NetnsHandle:
         """Duplicates the descriptor. InvalidInput if it is not a network namespace."""

@@ -1,24 +1,27 @@
 """Adapter: devlink, for the eswitch mode and the health of PFs.
 
-Sources: include/uapi/linux/devlink.h (DEVLINK_CMD_ESWITCH_GET, DEVLINK_CMD_HEALTH_REPORTER_GET),
+Sources: include/uapi/linux/devlink.h (DEVLINK_CMD_ESWITCH_GET, _SET, DEVLINK_CMD_HEALTH_REPORTER_GET),
 include/net/devlink.h (enum devlink_health_reporter_state), net/devlink/health.c.
 """
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pyroute2 import DL
-from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.devlink import DEVLINK_NAMES, devlinkcmd
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vf_manager.errors import KernelError
 from vf_manager.kernel.meter import Meter
 from vf_manager.model import PciAddress
 
 _MODES = {0: "legacy", 1: "switchdev"}
 _HEALTHY = 0
 _BUS, _DEVICE = "DEVLINK_ATTR_BUS_NAME", "DEVLINK_ATTR_DEV_NAME"
+_NUMBER_OF = {mode: number for number, mode in _MODES.items()}
 
 
 def read_eswitch_modes(is_wanted: Callable[[str], bool], meter: Meter) -> dict[PciAddress, str]:
@@ -29,6 +32,22 @@ def read_eswitch_modes(is_wanted: Callable[[str], bool], meter: Meter) -> dict[P
         wanted = [h for h in handles if h.get_attr(_BUS) == "pci" and is_wanted(h.get_attr(_DEVICE))]
         modes = ((PciAddress(h.get_attr(_DEVICE)), _eswitch_mode(dl, h, meter)) for h in wanted)
         return {pci: mode for pci, mode in modes if mode is not None}
+
+
+def set_eswitch_mode(pf: PciAddress, mode: str, meter: Meter) -> None:
+    """Raises KernelError: ENODEV where the driver has no devlink, EOPNOTSUPP where it has no eswitch or the
+    kernel has no devlink."""
+    operation = f"set eswitch mode {mode} on {pf}"
+    place = ((_BUS, "pci"), (_DEVICE, pf), ("DEVLINK_ATTR_ESWITCH_MODE", _NUMBER_OF[mode]))
+    message = _message("DEVLINK_CMD_ESWITCH_SET", place)
+    with _opened(meter) as dl:
+        if dl is None:
+            raise KernelError(operation, errno.EOPNOTSUPP, "this kernel has no devlink")
+        meter.netlink_requests += 1
+        try:
+            list(dl.nlm_request(message, msg_type=dl.prid, msg_flags=NLM_F_REQUEST | NLM_F_ACK))
+        except NetlinkError as e:
+            raise KernelError(operation, e.code) from e
 
 
 def read_sick_reporters(meter: Meter) -> dict[PciAddress, tuple[str, ...]]:
@@ -59,11 +78,17 @@ def _eswitch_mode(dl: Any, handle: Any, meter: Meter) -> str | None:
 
 def _request(dl: Any, command: str, meter: Meter, handle: Any = None) -> list[Any]:
     """Of one device, or a dump of all."""
-    message = devlinkcmd()
-    message["cmd"] = DEVLINK_NAMES[command]
-    message["attrs"] = [(key, handle.get_attr(key)) for key in (_BUS, _DEVICE)] if handle is not None else []
+    place = () if handle is None else [(key, handle.get_attr(key)) for key in (_BUS, _DEVICE)]
+    message = _message(command, place)
     flags = NLM_F_REQUEST | (NLM_F_DUMP if handle is None else 0)
     return _messages(lambda: dl.nlm_request(message, msg_type=dl.prid, msg_flags=flags), meter)
+
+
+def _message(command: str, attributes: Iterable[tuple[str, Any]]) -> Any:
+    message = devlinkcmd()
+    message["cmd"] = DEVLINK_NAMES[command]
+    message["attrs"] = list(attributes)
+    return message
 
 
 def _messages(ask: Callable[[], Iterable[Any]], meter: Meter) -> list[Any]:

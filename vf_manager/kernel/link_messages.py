@@ -15,7 +15,7 @@ _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, fla
 _LINK_TYPES = {1: "ether", 32: "infiniband"}  # include/uapi/linux/if_arp.h ARPHRD_ETHER, ARPHRD_INFINIBAND
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_VFINFO_LIST, _IFLA_NET_NS_FD = 1, 3, 4, 22, 28
 _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_PHYS_PORT_NAME = 29, 33, 38
-_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PARENT_DEV_NAME = 52, 53, 56
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PERM_ADDRESS, _IFLA_PARENT_DEV_NAME = 52, 53, 54, 56
 _IFLA_VF_INFO, _IFLA_VF_VLAN_INFO = 1, 1
 _VF_MAC, _VF_VLAN, _VF_SPOOFCHK, _VF_LINK_STATE, _VF_RATE, _VF_TRUST, _VF_VLAN_LIST = 1, 2, 4, 5, 6, 9, 12
 _RTEXT_FILTER_VF, _RTEXT_FILTER_SKIP_STATS = 1, 8
@@ -93,6 +93,7 @@ def read_link(message: bytes) -> LinkInfo:
         parent=_optional_text(found.get(_IFLA_PARENT_DEV_NAME)),
         phys_port_name=_optional_text(found.get(_IFLA_PHYS_PORT_NAME)),
         link_type=_LINK_TYPES.get(kind),
+        permanent_mac=_station_mac(found.get(_IFLA_PERM_ADDRESS, b"")),
         vfs=dict(_read_vf(info) for _, info in vfs),
     )
 
@@ -167,6 +168,11 @@ def _optional_text(value: bytes | None) -> str | None:
 
 def _mac(value: bytes) -> Mac:
     return Mac(value.hex(":")) if value else ZERO_MAC
+
+
+def _station_mac(value: bytes) -> Mac | None:
+    """None for an InfiniBand port (20 octets) and for a driver that leaves it zero."""
+    return Mac(value.hex(":")) if len(value) == 6 and any(value) else None
 
 
 def _packed_mac(mac: Mac) -> bytes:

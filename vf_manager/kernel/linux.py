@@ -9,7 +9,7 @@ from pathlib import Path
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
 from vf_manager.kernel.api import KernelEvents, Links, NetnsHandle, PciFunction
-from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters
+from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters, set_eswitch_mode
 from vf_manager.kernel.events import listening
 from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netns import Netns, own, write_sysctls
@@ -55,6 +55,9 @@ class LinuxKernel:
 
     def events(self) -> AbstractContextManager[KernelEvents]:
         return listening()
+
+    def set_eswitch_mode(self, pf: PciAddress, mode: str) -> None:
+        set_eswitch_mode(pf, mode, self._meter)
 
     def netns(self, fd: int) -> NetnsHandle:
         return Netns(fd)
