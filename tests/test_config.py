@@ -134,6 +134,14 @@ def test_every_mistake_is_found() -> None:
     ]
 
 
+def test_limits_that_make_no_sense_are_not_held_against_a_network() -> None:
+    said = mistake(
+        pools("{name: a, select: {}, limits: {vlans: [9999]}}") + "networks: [{name: n, pools: [a], vlan: 5}]"
+    )
+    assert said.startswith("pools[0].limits.vlans[0]: 9999 is not valid")
+    assert "more" not in said
+
+
 def test_the_least_that_can_be_said() -> None:
     config = parse_config("pools: []")
     assert config == AgentConfig(pools=())
