@@ -156,12 +156,12 @@ def _network_mistakes(config: AgentConfig) -> Iterator[SriovError]:
 
 
 def _asked_in_vain(config: AgentConfig) -> Iterator[SriovError]:
-    """What a network asks of a pool that will not give it."""
+    """What a network asks of a pool that will not give it. Limits that are wrong are told elsewhere."""
     pools = {pool.name: pool for pool in config.pools}
     for index, network in enumerate(config.pool_networks()):
         for pool in (pools[name] for name in network.pools):
             try:
-                if pool.limits:
+                if pool.limits and not list(caught(check_limits, pool.limits, "")):
                     refuse_beyond(pool.limits, network.asked, pool.name)
                 if pool.without_pf:
                     refuse_what_needs_a_pf(network.asked.change, f"each VF of pool {pool.name}")

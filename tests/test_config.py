@@ -165,6 +165,14 @@ def test_a_prefix_that_cannot_name_a_cdi_vendor() -> None:
     assert parse_config(text.replace("cdi: true", "cdi: false")).resource_prefix == "3com.com"
 
 
+def test_limits_that_make_no_sense_are_not_held_against_a_network() -> None:
+    said = mistake(
+        pools("{name: a, select: {}, limits: {vlans: [9999]}}") + "networks: [{name: n, pools: [a], vlan: 5}]"
+    )
+    assert said.startswith("pools[0].limits.vlans[0]: 9999 is not valid")
+    assert "more" not in said
+
+
 def test_the_least_that_can_be_said() -> None:
     config = parse_config("pools: []")
     assert config == AgentConfig(pools=())

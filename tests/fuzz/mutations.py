@@ -123,7 +123,7 @@ def _rename(draw: st.DrawFn, whole: Any, container: Any, key: Any) -> None:
     if isinstance(container, dict):
         container[
             draw(
-                st.sampled_from([key.upper(), f"{key}x", "", "\n\x1b[31m", key * 5000])
+                st.sampled_from([key.upper(), f"{key}x", "", "\n\x1b[31m", key[:20] * 5000])
                 | st.sampled_from(KEYS)
             )
         ] = container.pop(key)
@@ -143,7 +143,9 @@ def _splice(draw: st.DrawFn, whole: Any, container: Any, key: Any) -> None:
 
 
 def _wrap(draw: st.DrawFn, whole: Any, container: Any, key: Any) -> None:
-    container[key] = [container[key]] * draw(st.sampled_from([0, 1, 2, 3, 200]))
+    """Many of one thing, but not many of many of many."""
+    most = 3 if isinstance(container[key], list) else 200
+    container[key] = [container[key]] * draw(st.sampled_from([0, 1, 2, 3, most]))
 
 
 def _nest(draw: st.DrawFn, whole: Any, container: Any, key: Any) -> None:
