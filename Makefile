@@ -23,7 +23,7 @@ help: ## show this list
 demo: setup-rig ## the main job on an emulated SR-IOV NIC, told step by step
 	$(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 600 -- python3 -m hw_tests.demo
 
-bench: setup-rig ## how long ADD and DEL take; BENCH="--only native --rounds 50" for less
+bench: setup-rig ## how long ADD, DEL and looks take; BENCH="--only native --rounds 50" for less
 	@.ci/host-setup netns
 	$(SUDO) $(PYTHON) -m hw_tests.bench $(BENCH)
 

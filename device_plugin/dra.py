@@ -1,7 +1,7 @@
 """Pure: a VF by the attributes that Kubernetes' dynamic resource allocation gives to devices.
 
 Standard names are those of k8s.io/dynamic-resource-allocation/deviceattribute. The others have no domain: in
-a ResourceSlice they are the driver's own.
+a ResourceSlice they are a driver's own.
 """
 
 from vf_manager.model import Pf, Vf

@@ -97,6 +97,7 @@ def test_the_log_of_the_agent_becomes_the_parts_of_each_call() -> None:
         {"event": "answer", "timestamp": "2026-01-01T00:00:01.001000Z"},
         {"event": "call", "command": "ADD", "timestamp": "2026-01-01T00:00:02.000000Z"},
         {"event": "step", "kind": "MoveToPod", "timestamp": "2026-01-01T00:00:02.002000Z"},
+        {"event": "inventory changed", "timestamp": "2026-01-01T00:00:02.012000Z"},
         {"event": "attached", "timestamp": "2026-01-01T00:00:02.022000Z"},
         {"event": "answer", "timestamp": "2026-01-01T00:00:02.022500Z"},
         {"event": "a line of somebody else", "timestamp": "2026-01-01T00:00:03.000000Z"},

@@ -14,6 +14,8 @@ _PARTS = {
     "detached": "render",
 }
 
+_OF_OTHERS = ("inventory changed",)  # another thread's lines, at any moment
+
 Part = tuple[str, float]
 
 
@@ -37,7 +39,7 @@ def _split(events: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, A
     for event in events:
         if event["event"] == "call":
             found.append((event["command"], [event]))
-        elif found and found[-1][1][-1]["event"] != "answer":
+        elif event["event"] not in _OF_OTHERS and found and found[-1][1][-1]["event"] != "answer":
             found[-1][1].append(event)
     return found
 

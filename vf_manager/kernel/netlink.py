@@ -1,4 +1,4 @@
-"""Adapter: an rtnetlink socket: requests, answers, dumps and the kernel's words when it refuses.
+"""Adapter: a netlink socket: requests, answers, dumps and the kernel's words when it refuses.
 
 Sources: man 7 netlink, net/netlink/af_netlink.c (netlink_dump, netlink_ack), include/uapi/linux/netlink.h.
 Written by hand, since this is what most of the agent's work on an ADD consists of: a library that describes
@@ -38,9 +38,9 @@ class NetlinkRefusal(Exception):
         self.said = said
 
 
-def open_socket() -> int:
+def open_socket(protocol: int = socket.NETLINK_ROUTE) -> int:
     """A descriptor of a socket in the calling thread's namespace, which it stays in for its life."""
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
         made.setsockopt(_SOL_NETLINK, option, 1)
     return made.detach()
@@ -51,6 +51,7 @@ class Netlink:
 
     def __init__(self, fd: int, meter: Meter | None = None) -> None:
         self._meter = meter or Meter()
+        # The protocol is the descriptor's own, whatever is said here; left out, it would be asked for.
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE, fileno=fd)
         self._sequence = 0
 

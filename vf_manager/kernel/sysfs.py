@@ -99,6 +99,9 @@ class Sysfs:
         physfn = self._link(pci, "physfn") if is_vf else None
         numa = self._number(pci, "numa_node")
         total = self._number(pci, "sriov_totalvfs") or 0 if can_have_vfs and not is_vf else 0
+        # Waits for a change of the number that is going on (drivers/pci/iov.c sriov_numvfs_show takes the
+        # device's lock), so that the list of VFs behind it is not one that is half made.
+        count = self._number(pci, "sriov_numvfs") or 0 if total else 0
         group = self._link(pci, "iommu_group") if "iommu_group" in has else None
         rdma = self._entries(pci, "infiniband", has)
         return PciFunction(
@@ -111,9 +114,9 @@ class Sysfs:
             netdev_names=self._entries(pci, "net", has),
             physfn=PciAddress(physfn) if physfn else None,
             total_vfs=total,
-            num_vfs=self._number(pci, "sriov_numvfs") or 0 if total else 0,
+            num_vfs=count,
             autoprobe=not total or self._number(pci, "sriov_drivers_autoprobe") != 0,
-            virtfns=self._virtfns(pci, has) if total else (),
+            virtfns=self._virtfns(pci) if total else (),
             # A function whose driver wants no VFs has the capability all the same: 0 of them.
             lone=pci_class.startswith(_NETWORK_CLASS) and not is_vf and not can_have_vfs,
             link_type=_LINK_TYPE_OF_CLASS.get(pci_class[:6]),
@@ -125,8 +128,9 @@ class Sysfs:
             uio_device=next(iter(self._entries(pci, "uio", has)), None),
         )
 
-    def _virtfns(self, pci: str, has: frozenset[str]) -> tuple[tuple[int, PciAddress], ...]:
-        indexes = sorted(int(name[6:]) for name in has if name.startswith("virtfn") and name[6:].isdigit())
+    def _virtfns(self, pci: str) -> tuple[tuple[int, PciAddress], ...]:
+        names = [name[6:] for name in self._list(f"{self._devices}/{pci}") if name.startswith("virtfn")]
+        indexes = sorted(int(name) for name in names if name.isdigit())
         links = ((index, self._link(pci, f"virtfn{index}")) for index in indexes)
         return tuple((index, PciAddress(target)) for index, target in links if target)
 
