@@ -5,7 +5,7 @@ for as long as its client stays, so their number is bounded and some workers are
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TypeVar
 
 import grpc
@@ -15,7 +15,7 @@ from device_plugin import devices
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from vf_manager.errors import InvalidInput, NotFound, Refused, SriovError
-from vf_manager.model import Vf
+from vf_manager.model import PciAddress, Vf
 
 MAX_STREAMS = 8  # a kubelet holds one; the rest is for streams that are ending and for people who look
 WORKERS = MAX_STREAMS + 4
@@ -35,9 +35,9 @@ class PoolService(rpc.DevicePluginServicer):
         self._list: pb.ListAndWatchResponse | None = None  # None: no inventory was seen yet
         self._streams: set[object] = set()
 
-    def update(self, vfs: Sequence[Vf]) -> None:
+    def update(self, vfs: Sequence[Vf], unhealthy: Set[PciAddress] = frozenset()) -> None:
         """Takes the VFs that the pool has now; open streams send them if the kubelet sees a difference."""
-        new = devices.list_devices(vfs)
+        new = devices.list_devices(vfs, unhealthy)
         with self._changed:
             self._vfs = tuple(vfs)
             if new != self._list:
