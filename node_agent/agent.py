@@ -10,27 +10,27 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
-from device_plugin.pools import assign, held_back, resource_name
+from node_agent.advertiser import Advertiser
 from node_agent.config import AgentConfig, pf_policies
+from node_agent.config_file import LOOK_S, ConfigFile
+from node_agent.provisioning import Provisioning
+from node_agent.settings import Node, Settings, close_chooser, make_settings
 from node_agent.supervisor import Supervisor
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
-from sriov_cni.chain_cache import ChainRecord, read_conflist
-from sriov_cni.handler import CniHandler
+from sriov_cni.chain_cache import ChainRecord
 from sriov_cni.ipam.engine import DATA_DIR
-from sriov_cni.pod_attach import ChooseNetwork, PodAttacher, first_network
-from sriov_cni.pod_vfs import PodVfs
+from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.reconcile import Reconciler
 from sriov_cni.server import CniServer
-from sriov_cni.spec import LimitedConnectivity, NotReady
-from vf_manager.apply import CreatedVfs, apply_plan, created_pfs
-from vf_manager.errors import Busy
+from vf_manager.apply import CreatedVfs
+from vf_manager.errors import Busy, SriovError
+from vf_manager.health_keeper import HealthKeeper
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import Kernel
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import Inventory, PciAddress
-from vf_manager.provision import plan
 from vf_manager.records import RecordStore
 
 RUN_DIR = Path("/run/sriov-underlay")
@@ -40,11 +40,14 @@ ATTACHMENTS = "attachments"
 CHAIN = "chain"
 POD_RESOURCES = "pod-resources/kubelet.sock"
 _JOIN_S = 15.0
-_SIGNAL_POLL_S = 0.5
 
 
 class Agent:
-    """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment."""
+    """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment.
+
+    `config_file`: where `config` was read, to follow its changes. None: it stays as it is. `dev`: the host's
+    /dev.
+    """
 
     def __init__(
         self,
@@ -52,50 +55,62 @@ class Agent:
         kernel: Kernel,
         log: FilteringBoundLogger,
         *,
+        config_file: ConfigFile | None = None,
         run_dir: Path = RUN_DIR,
         kubelet_dir: Path = KUBELET_DIR,
         lease_dir: Path = DATA_DIR,
+        dev: Path = Path("/dev"),
+        health: HealthKeeper | None = None,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
-        self._config = config
-        self._kernel = kernel
+        self._config_file = config_file
         self._log = log
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._alone = _lock_alone(run_dir / "lock")
         with ExitStack() as undo:
             undo.callback(os.close, self._alone)
-            self._locks = DeviceLocks()
-            self._created = RecordStore(run_dir / "pfs", CreatedVfs)
+            locks = DeviceLocks()
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
-            self._pool_by_vf: dict[PciAddress, str] = {}
-            self._held_back: tuple[str, ...] = ()
             self._attacher = Attacher(
                 kernel,
                 RecordStore(run_dir / ATTACHMENTS, Attachment),
-                self._locks,
+                locks,
                 self._pool_of,
                 log,
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 lease_dir=lease_dir,
             )
-            self._provisioned = threading.Event()
-            self._fallback = self._make_fallback(run_dir)
+            held = self._attacher.held_vfs
+            created = RecordStore(run_dir / "pfs", CreatedVfs)
+            self._provisioning = Provisioning(kernel, self._keeper, locks, created, held, log)
+            self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
             kubelet = PodResources(kubelet_dir / POD_RESOURCES)
-            handler = CniHandler(
-                self._pods(kubelet), self._attacher, self._fallback, self._refuse_unready, log
+            self._node = Node(
+                keeper=self._keeper,
+                attacher=self._attacher,
+                chain=self._chain,
+                kubelet=kubelet,
+                log=log,
+                unhealthy=lambda: self._advertiser.unhealthy(),
+                is_provisioned=lambda: self._provisioning.is_done,
             )
+            self._settings = make_settings(config, self._node)
+            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            self.health = health or HealthKeeper()
+            self._advertiser = Advertiser(self._settings, self._plugin, held, log, self.health, dev=dev)
             self._reconciler = Reconciler(
                 self._attacher,
                 kubelet,
                 lambda: self._keeper.current,
                 log,
-                fallback=self._fallback,
-                repair=config.repair_drift,
+                fallback=self._chain,
+                repair=lambda: self._settings.config.repair_drift,
             )
-            self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
-            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             self._supervisor = Supervisor(log)
+            self._look_due = threading.Event()
+            self.refusal: str | None = None  # why the config file, as it is now, is not in force
             undo.pop_all()
 
     def run(self) -> str | None:
@@ -104,22 +119,19 @@ class Agent:
         try:
             self._server.listen()
             self._attacher.recover()
-            if self._fallback is not None:
-                self._fallback.recover()
-            self._provision()
+            self._chain.recover()
+            self._provisioning.provision(self._settings.config)
             self._plugin.start()
-            self._plugin.update(self._keeper.current)
-            self._supervisor.start("cni", self._server.serve)
-            self._supervisor.start("kubelet", lambda: self._plugin.watch(self._supervisor.stop))
-            self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))
-            self._supervisor.start("reconcile", lambda: self._reconciler.watch(self._supervisor.stop))
-            self._log.info("ready", pools={p.name: self._count(p.name) for p in self._config.pools})
-            # Not for ever at once: a signal that comes just before the wait does not interrupt it.
-            while not self._supervisor.stop.wait(_SIGNAL_POLL_S):
-                pass
+            self._advertiser.publish()
+            self._start_threads()
+            members = self._settings.pools.look().members
+            self._log.info("ready", pools={pool: len(vfs) for pool, vfs in members.items()})
+            self._supervisor.stop.wait()
         finally:
             self._supervisor.stop.set()
             self._keeper.mark_dirty()
+            self._advertiser.mark()
+            self._look_due.set()
             self._server.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
@@ -129,90 +141,78 @@ class Agent:
         return self._supervisor.failure
 
     def stop(self) -> None:
-        """From a signal handler or another thread."""
+        """From another thread."""
         self._supervisor.stop.set()
 
-    def _pods(self, kubelet: PodResources) -> PodAttacher:
-        config = self._config
-        resources = {resource_name(config.resource_prefix, pool.name): pool.name for pool in config.pools}
-        given = PodVfs(kubelet, resources, self._pool_of)
-        return PodAttacher(
-            self._attacher, given, self._pool_of, config.pool_networks(), config.limits(), self._chooser()
-        )
+    def _start_threads(self) -> None:
+        stop = self._supervisor.stop
+        self._supervisor.start("cni", self._server.serve)
+        self._supervisor.start("kubelet", lambda: self._plugin.watch(stop))
+        self._supervisor.start("inventory", lambda: self._keeper.watch(stop))
+        self._supervisor.start("health", lambda: self._advertiser.watch(stop))
+        self._supervisor.start("config", self._follow)
+        self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
 
-    def _chooser(self) -> ChooseNetwork:
-        if self._config.kubernetes is None:
-            return first_network
-        # The client's package takes 0.3 s and tens of MiB to load: for those who use it.
-        from node_agent.pod_annotations import PodAnnotations
+    def _follow(self) -> None:
+        """What takes long: the config file, and PFs that come. One after the other, so that PFs are set up
+        for one config at a time."""
+        stop = self._supervisor.stop
+        while not stop.is_set():
+            self._look_due.wait(LOOK_S)
+            self._look_due.clear()
+            if not stop.is_set():
+                self._look_at_config()
+                self._provisioning.catch_up(self._settings.config)
 
-        return PodAnnotations(self._config.kubernetes, self._log).choose
+    def _look_at_config(self) -> None:
+        if self._config_file is None:
+            return
+        try:
+            config = self._config_file.poll()
+            if config is None:
+                return
+            if config != self._settings.config:
+                self._adopt(config)
+            self.refusal = None
+        except SriovError as e:
+            self.refusal = str(e)
+            self._log.error("config refused, the one before stays in force", reason=self.refusal)
+            return
+        self._log.info("config in force", pools=[pool.name for pool in config.pools])
 
-    def _make_fallback(self, run_dir: Path) -> FallbackChain | None:
-        if self._config.fallback is None:
-            return None
-        path = Path(self._config.fallback)
-        return FallbackChain(
-            lambda: read_conflist(path), RecordStore(run_dir / CHAIN, ChainRecord), self._log
-        )
+    def _adopt(self, config: AgentConfig) -> None:
+        """Raises SriovError if it cannot be put in force; then nothing has changed."""
+        pf_policies(config, self._keeper.current)
+        before = self._settings
+        settings = make_settings(config, self._node, before)
+        with ExitStack() as useless:
+            useless.callback(close_chooser, settings, unless_of=before)
+            self._advertiser.adopt(settings)
+            useless.pop_all()
+        self._settings = settings
+        close_chooser(before, unless_of=settings)
+        self._say_removed(before, settings)
+        self._provisioning.renew()
 
-    def _provision(self) -> None:
-        inventory = self._keeper.refresh()
-        policies, missing = pf_policies(self._config, inventory)
-        for line in missing:
-            self._log.warning("nothing to provision", reason=line)
-        made = created_pfs(self._created)
-        steps = plan(policies, inventory, self._attacher.held_vfs(), made)
-        apply_plan(steps, self._kernel, self._locks, self._created, self._log)
-        self._keeper.refresh()
-        self._provisioned.set()
+    def _say_removed(self, before: Settings, now: Settings) -> None:
+        """Whoever has a VF of a pool keeps it."""
+        held = self._attacher.held_vfs()
+        for pool, vfs in before.pools.look().members.items():
+            if pool not in now.expected:
+                attached = [vf.pci for vf in vfs if vf.pci in held]
+                self._log.info("pool removed, its VFs stay as they are", pool=pool, attached=attached)
+
+    def _serve(self, request: CniRequest) -> CniReply:
+        """The whole call by the settings that are in force at its beginning."""
+        return self._settings.handler(request)
 
     def _on_inventory(self, inventory: Inventory) -> None:
-        pools = assign(self._config.resources(), inventory)
-        self._pool_by_vf = {vf.pci: name for name, vfs in pools.items() for vf in vfs}
-        before, self._held_back = self._held_back, held_back(self._config.resources(), inventory)
-        for line in self._held_back:
-            if line not in before:
-                self._log.warning("a device stays out of its pool", reason=line)
-        if self._provisioned.is_set():
-            self._plugin.update(inventory)
+        if self._provisioning.note(inventory):
+            self._look_due.set()
+        self._advertiser.mark()
 
     def _pool_of(self, vf: PciAddress) -> str | None:
-        """A VF that is in no pool may have come since the last look."""
-        if vf not in self._pool_by_vf:
-            self._keeper.refresh()
-        return self._pool_by_vf.get(vf)
-
-    def _count(self, pool: str) -> int:
-        return sum(1 for name in self._pool_by_vf.values() if name == pool)
-
-    def _refuse_unready(self) -> None:
-        """Raises NotReady if an ADD of a pod with VFs could not succeed now. Where other pods have a chain
-        of their own, a node without a free VF still has work to do."""
-        reason = self._not_ready()
-        if reason is None:
-            return
-        cut_off = self._attacher.held_vfs() - self._vfs_of_pfs_that_are_up()
-        if cut_off:
-            raise LimitedConnectivity(f"{reason}; the PF of {', '.join(sorted(cut_off))} is down or gone")
-        raise NotReady(reason)
-
-    def _not_ready(self) -> str | None:
-        if not self._provisioned.is_set():
-            return "the VFs are still being set up"
-        if self._fallback is not None:
-            return None
-        total = len(self._pool_by_vf)
-        if total == 0:
-            return "no pool has a VF; see the agent's log and `sriovctl vfs`"
-        free = self._pool_by_vf.keys() - self._attacher.held_vfs()
-        return None if free else f"all {total} VFs of this node's pools are attached"
-
-    def _vfs_of_pfs_that_are_up(self) -> set[PciAddress]:
-        """With those whose PF cannot be seen from here."""
-        now = self._keeper.current
-        lone = {vf.pci for vf in now.lone}
-        return lone | {vf.pci for pf in now.pfs if pf.netdev and pf.netdev.up for vf in pf.vfs}
+        return self._settings.pools.pool_of(vf)
 
 
 def _lock_alone(path: Path) -> int:

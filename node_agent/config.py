@@ -12,6 +12,7 @@ from node_agent.strict_yaml import YamlError, read_yaml
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError, plain
+from vf_manager.health import HealthPolicy
 from vf_manager.model import Inventory, Pf
 from vf_manager.provision import DriverKind, PfPolicy, VfPolicy
 
@@ -42,6 +43,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     without_pf: bool = False
     vfs: VfsConfig | None = None
     limits: Limits | None = None
+    health: HealthPolicy | None = None
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -148,6 +150,8 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
     beside = f"no such key beside {key}.withoutPf: it is for a PF, which this node has not"
     if pool.vfs is not None:
         raise InvalidInput(f"{key}.vfs", pool.vfs.count, beside)
+    if pool.health is not None:
+        raise InvalidInput(f"{key}.health", msgspec.to_builtins(pool.health), beside)
     limits = pool.limits or Limits()
     if limits.vlans is not None:
         raise InvalidInput(f"{key}.limits.vlans", list(limits.vlans), beside)

@@ -1,13 +1,14 @@
 """Orchestrator: the `sriov-agent` command: options, logging, signals, exit code."""
 
-import _thread
 import argparse
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 # gRPC's C core reads this once, when it is loaded; a kubelet that goes away is no error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -16,7 +17,8 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
-from node_agent.config import ConfigError, parse_config
+from node_agent.config import ConfigError
+from node_agent.config_file import ConfigFile
 from sriov_cni.ipam.engine import DATA_DIR
 from vf_manager.errors import SriovError
 from vf_manager.kernel.api import Kernel
@@ -39,23 +41,20 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     options = _parse(argv)
     log = _logger(options.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    try:
-        config = parse_config(options.config.read_text())
-    except (OSError, UnicodeDecodeError, ConfigError) as e:
-        print(f"sriov-agent: {options.config}: {getattr(e, 'strerror', None) or e}", file=sys.stderr)
-        return 2
+    config_file = ConfigFile(options.config)
     try:
         agent = Agent(
-            config,
+            config_file.read(),
             kernel or LinuxKernel(),
             log,
+            config_file=config_file,
             run_dir=options.run_dir,
             kubelet_dir=options.kubelet_dir,
             lease_dir=options.lease_dir,
         )
-        call_at_signals(agent.stop)
-        failure = agent.run()
-    except ConfigError as e:  # what only shows on the node: two pools that mean one PF
+        with stopped_by_signals(agent.stop):
+            failure = agent.run()
+    except ConfigError as e:  # of the file, or what only shows on the node: two pools that mean one PF
         print(f"sriov-agent: {options.config}: {e}", file=sys.stderr)
         return 2
     except (SriovError, OSError) as e:
@@ -65,15 +64,35 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     return 1 if failure else 0
 
 
-def call_at_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM and SIGINT, on a thread of its own: a handler runs in the middle of whatever the
-    main thread does, and that may hold the very lock that `stop` needs (threading.Event.wait does)."""
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGTERM and SIGINT, on a thread of its own, which the kernel wakes.
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        _thread.start_new_thread(stop, ())
+    A Python handler runs on the main thread, between two instructions of whatever it does: that may hold the
+    very lock that `stop` needs (threading.Event.wait does), or be about to wait for a lock and never come
+    there. The C handler below it only writes a byte to a socket (signal.set_wakeup_fd), at any moment.
+    """
+    ours, signals = socket.socketpair()
+    ours.setblocking(False)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    def watch() -> None:
+        while signals.recv(1):
+            stop()
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    with signals, ours:
+        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        waked = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(waked)
+            for number in numbers:
+                signal.signal(number, before[number])
+            ours.shutdown(socket.SHUT_WR)
+            thread.join()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

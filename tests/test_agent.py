@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from node_agent.agent import SOCKET_NAME, Agent
 from node_agent.config import ConfigError, parse_config
-from node_agent.main import call_at_signals, main
+from node_agent.main import main, stopped_by_signals
 from sriov_cni import wire
 from sriov_cni.messages import CniReply, CniRequest
 from tests.fake_kernel import FakeKernel
 from tests.stub_kubelet import StubKubelet
 from vf_manager.discovery import read_pfs
 from vf_manager.errors import Busy, CorruptRecord, KernelError
+from vf_manager.health_keeper import HealthKeeper
 from vf_manager.kernel.api import NetnsHandle
 from vf_manager.model import IfName, PciAddress
 
@@ -70,6 +72,7 @@ class Node:
         self.kernel.add_pf(PF0, "ens1")
         self.kernel.add_pf(PF1, "ens2")
         self.kernel.set_num_vfs(PF1, 2)
+        self.set_link("ens2", up=True)
         self.kubelet = StubKubelet(root / "kubelet")
         self.logged = structlog.testing.LogCapture()
 
@@ -84,7 +87,16 @@ class Node:
             run_dir=self.run_dir,
             kubelet_dir=self.root / "kubelet",
             lease_dir=self.root / "leases",
+            dev=self.root / "dev",
+            health=HealthKeeper(hold_s=0.05),
         )
+
+    def set_link(self, name: str, *, up: bool, carrier: bool | None = None) -> None:
+        """A link that is up has a carrier if not said otherwise."""
+        link = self.kernel.find(name)
+        assert link is not None
+        carrier = up if carrier is None else carrier
+        link.netdev = msgspec.structs.replace(link.netdev, up=up, carrier=carrier)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [dict(entry) for entry in self.logged.entries if entry["event"] == name]
@@ -288,11 +300,14 @@ def test_status_says_when_every_vf_is_attached(node: Node) -> None:
             node.kernel.new_pod(pod)
             assert node.call("ADD", {"deviceID": vf}, pod).exit_code == 0
         all_attached = "all 2 VFs of this node's pools are attached"
-        assert node.status() == (51, f"{all_attached}; the PF of {', '.join(node.vfs(PF1))} is down or gone")
-        node.kernel.set_up("ens2", True)
+        assert node.status() == (50, all_attached)
+        node.set_link("ens2", up=False)
         agent.agent._keeper.mark_dirty()
-        eventually(lambda: node.status() == (50, all_attached), "the PF is seen to be up")
-        node.kernel.set_up("ens2", False)
+        cut_off = f"{all_attached}; the PF of {', '.join(node.vfs(PF1))} is down or gone"
+        eventually(lambda: node.status() == (51, cut_off), "the PF is seen to be down")
+        assert node.kubelet.wait_devices(SLOW, 0) == {}
+        node.set_link("ens2", up=True)
+        agent.agent._keeper.mark_dirty()
         assert len(node.kubelet.wait_devices(SLOW, 2)) == 2
         assert node.call("DEL", {"deviceID": node.vfs(PF1)[0]}, pods[0]).exit_code == 0
         assert node.status() == (0, "")
@@ -369,10 +384,10 @@ def test_vfs_without_a_pf(node: Node) -> None:
 
 def test_a_nic_that_the_host_comes_to_need_leaves_its_pool(node: Node) -> None:
     node.kernel.add_lone(LONE, "ens5")
-    with running(node, LONE_CONFIG):
+    with running(node, LONE_CONFIG) as agent:
         node.kubelet.wait_devices(FAST, 1)
         node.kernel.uppers_of["ens5"] = ("bond0",)
-        node.call("ADD", {"deviceID": "0000:09:00.0"}, None)
+        agent.agent._keeper.mark_dirty()
         node.kubelet.wait_devices(FAST, 0)
 
 
@@ -516,15 +531,6 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line() -> None:
             assert process.stderr.read() == f"sriov-agent: [Errno 17] File exists: '{folder}/run'\n"
 
 
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_may_come_while_the_main_thread_holds_a_lock(number: signal.Signals) -> None:
     lock, stopped = threading.Lock(), threading.Event()
@@ -533,10 +539,23 @@ def test_a_signal_may_come_while_the_main_thread_holds_a_lock(number: signal.Sig
         if lock.acquire(timeout=1):
             stopped.set()
 
-    call_at_signals(stop)
-    with lock:
-        os.kill(os.getpid(), number)
-    assert stopped.wait(_DEADLINE_S)
+    before = signal.getsignal(number)
+    with stopped_by_signals(stop):
+        with lock:
+            os.kill(os.getpid(), number)
+        assert stopped.wait(_DEADLINE_S)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_ends_a_wait_of_the_main_thread_at_once() -> None:
+    """However close to its beginning the signal comes."""
+    for _ in range(200):
+        stop = threading.Event()
+        with stopped_by_signals(stop.set):
+            killer = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGTERM))
+            killer.start()
+            assert stop.wait(_DEADLINE_S)
+            killer.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

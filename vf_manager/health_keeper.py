@@ -44,7 +44,7 @@ class _Standing:
     was_healthy: bool = False
     good_since: float | None = None  # only while it is Unhealthy
     recovered_at: float | None = None
-    hold_s: float = HOLD_S
+    hold_s: float = 0.0
     left_at: float | None = None  # its pool
 
     def wait_s(self) -> float:
@@ -55,8 +55,13 @@ class HealthKeeper:
     """One thread at a time. `clock` measures time, `wall` dates the events."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        *,
+        hold_s: float = HOLD_S,
     ) -> None:
+        self._hold_s = hold_s
         self._clock = clock
         self._wall = wall
         self._standings: dict[Key, _Standing] = {}
@@ -137,7 +142,7 @@ class HealthKeeper:
         before, standing.fault, standing.good_since = standing.fault, fault, None
         if before is None:
             recently = standing.recovered_at is not None and now - standing.recovered_at < CALM_S
-            standing.hold_s = min(2 * standing.hold_s, MAX_HOLD_S) if recently else HOLD_S
+            standing.hold_s = min(2 * standing.hold_s, MAX_HOLD_S) if recently else self._hold_s
         if before is not None and before.reason is fault.reason:
             return None
         return self._event(key, fault, healthy=False)
