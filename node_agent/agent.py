@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.plugin import DevicePlugin
@@ -42,11 +43,19 @@ POD_RESOURCES = "pod-resources/kubelet.sock"
 _JOIN_S = 15.0
 
 
+class Roots(msgspec.Struct, frozen=True, kw_only=True):
+    """The folders of the host that the agent works in."""
+
+    run_dir: Path = RUN_DIR
+    kubelet_dir: Path = KUBELET_DIR
+    lease_dir: Path = DATA_DIR
+    dev: Path = Path("/dev")
+
+
 class Agent:
     """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment.
 
-    `config_file`: where `config` was read, to follow its changes. None: it stays as it is. `dev`: the host's
-    /dev.
+    `config_file`: where `config` was read, to follow its changes. None: it stays as it is.
     """
 
     def __init__(
@@ -55,16 +64,15 @@ class Agent:
         kernel: Kernel,
         log: FilteringBoundLogger,
         *,
+        roots: Roots | None = None,
         config_file: ConfigFile | None = None,
-        run_dir: Path = RUN_DIR,
-        kubelet_dir: Path = KUBELET_DIR,
-        lease_dir: Path = DATA_DIR,
-        dev: Path = Path("/dev"),
         health: HealthKeeper | None = None,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
         self._config_file = config_file
         self._log = log
+        roots = roots or Roots()
+        run_dir = roots.run_dir
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._alone = _lock_alone(run_dir / "lock")
         with ExitStack() as undo:
@@ -79,13 +87,13 @@ class Agent:
                 self._pool_of,
                 log,
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-                lease_dir=lease_dir,
+                lease_dir=roots.lease_dir,
             )
             held = self._attacher.held_vfs
             created = RecordStore(run_dir / "pfs", CreatedVfs)
             self._provisioning = Provisioning(kernel, self._keeper, locks, created, held, log)
             self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
-            kubelet = PodResources(kubelet_dir / POD_RESOURCES)
+            kubelet = PodResources(roots.kubelet_dir / POD_RESOURCES)
             self._node = Node(
                 keeper=self._keeper,
                 attacher=self._attacher,
@@ -96,9 +104,9 @@ class Agent:
                 is_provisioned=lambda: self._provisioning.is_done,
             )
             self._settings = make_settings(config, self._node)
-            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, roots.kubelet_dir, log)
             self.health = health or HealthKeeper()
-            self._advertiser = Advertiser(self._settings, self._plugin, held, log, self.health, dev=dev)
+            self._advertiser = Advertiser(self._settings, self._plugin, held, log, self.health, dev=roots.dev)
             self._reconciler = Reconciler(
                 self._attacher,
                 kubelet,
@@ -156,9 +164,9 @@ class Agent:
     def _follow(self) -> None:
         """What takes long: the config file, and PFs that come. One after the other, so that PFs are set up
         for one config at a time."""
-        stop = self._supervisor.stop
+        stop, look_s = self._supervisor.stop, self._config_file.look_s if self._config_file else LOOK_S
         while not stop.is_set():
-            self._look_due.wait(LOOK_S)
+            self._look_due.wait(look_s)
             self._look_due.clear()
             if not stop.is_set():
                 self._look_at_config()

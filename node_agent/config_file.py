@@ -14,10 +14,11 @@ _MAX_BYTES = 1 << 20
 
 
 class ConfigFile:
-    """`read` once, then `poll` every `LOOK_S` or so."""
+    """`read` once, then `poll` every `look_s`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, look_s: float = LOOK_S) -> None:
         self._path = path
+        self.look_s = look_s
         self._taken: str | ConfigError | None = None  # what the agent knows of
         self._seen: str | ConfigError | None = None  # at the look before
 

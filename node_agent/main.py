@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
+from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent, Roots
 from node_agent.config import ConfigError
 from node_agent.config_file import ConfigFile
 from sriov_cni.ipam.engine import DATA_DIR
@@ -47,10 +47,10 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             config_file.read(),
             kernel or LinuxKernel(),
             log,
+            roots=Roots(
+                run_dir=options.run_dir, kubelet_dir=options.kubelet_dir, lease_dir=options.lease_dir
+            ),
             config_file=config_file,
-            run_dir=options.run_dir,
-            kubelet_dir=options.kubelet_dir,
-            lease_dir=options.lease_dir,
         )
         with stopped_by_signals(agent.stop):
             failure = agent.run()

@@ -20,7 +20,7 @@ from vf_manager.model import Inventory, PciAddress, Pf
 from vf_manager.provision import Plan, plan
 from vf_manager.records import RecordStore
 
-_RETRY_S = 2.0
+_RETRY_S = 1.0
 
 
 class Provisioning:
