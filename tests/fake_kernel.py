@@ -156,10 +156,10 @@ class FakeKernel:
     # --- Kernel
 
     def pf_addresses(self) -> list[PciAddress]:
-        return sorted(pci for pci, f in self.functions.items() if f.function.total_vfs)
+        return sorted(pci for pci, f in list(self.functions.items()) if f.function.total_vfs)
 
     def lone_addresses(self) -> list[PciAddress]:
-        return sorted(pci for pci, f in self.functions.items() if f.function.lone)
+        return sorted(pci for pci, f in list(self.functions.items()) if f.function.lone)
 
     def read_function(self, pci: str) -> PciFunction | None:
         found = self.functions.get(PciAddress(pci))
