@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.config_file import ConfigFile
+from sriov_cni.messages import CniReply
 from tests.agent_node import (
     CONFIG,
     FAST,
@@ -245,7 +246,11 @@ def networks(vlan: int) -> str:
 
 def test_no_call_sees_a_part_of_each_config(node: Node) -> None:
     """Pods come and go while the VLAN and the limit change together."""
-    configs, stop, replies = [networks(100), networks(200)], threading.Event(), []
+    configs, stop = [networks(100), networks(200)], threading.Event()
+    replies: list[CniReply] = []
+
+    def wait_for_replies(count: int) -> None:
+        eventually(lambda: len(replies) > count, "calls are under way")
 
     def come_and_go(vf: PciAddress, name: str) -> None:
         pod = node.root / name
@@ -263,13 +268,13 @@ def test_no_call_sees_a_part_of_each_config(node: Node) -> None:
         for thread in threads:
             thread.start()
         try:
-            for number in range(1, 9):
+            for number in range(1, 17):
+                wait_for_replies(len(replies) + len(vfs))
                 live.change(configs[number % 2])
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-        assert len(replies) > 20
         assert [reply.stdout for reply in replies if reply.exit_code != 0] == []
         assert list((node.run_dir / "attachments").iterdir()) == []
 
@@ -280,6 +285,27 @@ def test_limits_are_in_force_with_the_next_call(node: Node) -> None:
         delete(node, add(node, vf, vlan=200))
         live.change(ONE.replace("}]", ", limits: {vlans: [100]}}]"))
         assert "vlan: 200; pool fast of this node has limits.vlans: 100" in refusal_of(node, vf, vlan=200)
+
+
+def test_the_fallback_may_come_and_go_while_pods_have_what_it_made(node: Node) -> None:
+    plugin, conflist = node.root / "other", node.root / "fallback.conflist"
+    says = '{"cniVersion": "1.0.0"}'
+    plugin.write_text(f"#!/bin/sh\ncat >/dev/null\necho $CNI_COMMAND >>{node.root}/done\necho '{says}'\n")
+    plugin.chmod(0o755)
+    conflist.write_text('{"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "other"}]}')
+    pod = node.root / "pod-a"
+    node.kernel.new_pod(pod)
+    env = {"CNI_ARGS": "K8S_POD_NAMESPACE=default;K8S_POD_NAME=a", "CNI_PATH": str(node.root)}
+    with followed(node) as live:
+        assert node.call("ADD", {}, pod, **env).exit_code == 1
+        live.change(f"{CONFIG}fallback: {conflist}")
+        reply = node.call("ADD", {}, pod, **env)
+        assert reply.exit_code == 0, reply.stdout
+        live.change(CONFIG)
+        assert node.call("DEL", {}, pod, **env).exit_code == 0
+        assert (node.root / "done").read_text().split() == ["ADD", "DEL"]
+        assert list((node.run_dir / "chain").iterdir()) == []
+        assert node.call("ADD", {}, pod, **env).exit_code == 1
 
 
 # -- PFs that come and go
