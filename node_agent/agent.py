@@ -1,6 +1,7 @@
 """Orchestrator: the node agent: one inventory, the device plugin and the CNI server over it."""
 
 import fcntl
+import functools
 import os
 import threading
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from node_agent.advertiser import Advertiser
 from node_agent.config import AgentConfig, pf_policies
-from node_agent.config_file import LOOK_S, ConfigFile
+from node_agent.config_file import ConfigFile
 from node_agent.provisioning import Provisioning
 from node_agent.settings import Node, Settings, close_chooser, make_settings
 from node_agent.supervisor import Supervisor
@@ -21,6 +22,7 @@ from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
 from sriov_cni.chain_cache import ChainRecord
+from sriov_cni.environment import Command
 from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.reconcile import Reconciler
@@ -90,8 +92,16 @@ class Agent:
                 lease_dir=roots.lease_dir,
             )
             held = self._attacher.held_vfs
-            created = RecordStore(run_dir / "pfs", CreatedVfs)
-            self._provisioning = Provisioning(kernel, self._keeper, locks, created, held, log)
+            self._provisioning = Provisioning(
+                lambda inventory: pf_policies(self._settings.config, inventory),
+                self._keeper,
+                kernel,
+                locks,
+                RecordStore(run_dir / "pfs", CreatedVfs),
+                held,
+                log,
+            )
+            self._provisioned = threading.Event()
             self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
             kubelet = PodResources(roots.kubelet_dir / POD_RESOURCES)
             self._node = Node(
@@ -101,7 +111,7 @@ class Agent:
                 kubelet=kubelet,
                 log=log,
                 unhealthy=lambda: self._advertiser.unhealthy(),
-                is_provisioned=lambda: self._provisioning.is_done,
+                is_provisioned=self._provisioned.is_set,
             )
             self._settings = make_settings(config, self._node)
             self._plugin = DevicePlugin(config.resources(), config.resource_prefix, roots.kubelet_dir, log)
@@ -117,7 +127,6 @@ class Agent:
             )
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             self._supervisor = Supervisor(log)
-            self._look_due = threading.Event()
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
             undo.pop_all()
 
@@ -128,7 +137,9 @@ class Agent:
             self._server.listen()
             self._attacher.recover()
             self._chain.recover()
-            self._provisioning.provision(self._settings.config)
+            self._keeper.refresh()
+            self._provisioning.reconcile()
+            self._provisioned.set()
             self._plugin.start()
             self._advertiser.publish()
             self._start_threads()
@@ -139,7 +150,7 @@ class Agent:
             self._supervisor.stop.set()
             self._keeper.mark_dirty()
             self._advertiser.mark()
-            self._look_due.set()
+            self._provisioning.mark_dirty()
             self._server.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
@@ -158,35 +169,24 @@ class Agent:
         self._supervisor.start("kubelet", lambda: self._plugin.watch(stop))
         self._supervisor.start("inventory", lambda: self._keeper.watch(stop))
         self._supervisor.start("health", lambda: self._advertiser.watch(stop))
-        self._supervisor.start("config", self._follow)
+        self._supervisor.start("provision", lambda: self._provisioning.watch(stop))
+        if self._config_file is not None:
+            self._supervisor.start("config", functools.partial(self._follow, self._config_file))
         self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
 
-    def _follow(self) -> None:
-        """What takes long: the config file, and PFs that come. One after the other, so that PFs are set up
-        for one config at a time."""
-        stop, look_s = self._supervisor.stop, self._config_file.look_s if self._config_file else LOOK_S
-        while not stop.is_set():
-            self._look_due.wait(look_s)
-            self._look_due.clear()
-            if not stop.is_set():
-                self._look_at_config()
-                self._provisioning.catch_up(self._settings.config)
-
-    def _look_at_config(self) -> None:
-        if self._config_file is None:
-            return
-        try:
-            config = self._config_file.poll()
-            if config is None:
-                return
-            if config != self._settings.config:
-                self._adopt(config)
-            self.refusal = None
-        except SriovError as e:
-            self.refusal = str(e)
-            self._log.error("config refused, the one before stays in force", reason=self.refusal)
-            return
-        self._log.info("config in force", pools=[pool.name for pool in config.pools])
+    def _follow(self, file: ConfigFile) -> None:
+        while not self._supervisor.stop.wait(file.look_s):
+            try:
+                config = file.poll()
+                if config is None:
+                    continue
+                if config != self._settings.config:
+                    self._adopt(config)
+                self.refusal = None
+                self._log.info("config in force", pools=[pool.name for pool in config.pools])
+            except SriovError as e:
+                self.refusal = str(e)
+                self._log.error("config refused, the one before stays in force", reason=self.refusal)
 
     def _adopt(self, config: AgentConfig) -> None:
         """Raises SriovError if it cannot be put in force; then nothing has changed."""
@@ -200,7 +200,7 @@ class Agent:
         self._settings = settings
         close_chooser(before, unless_of=settings)
         self._say_removed(before, settings)
-        self._provisioning.renew()
+        self._provisioning.mark_dirty()
 
     def _say_removed(self, before: Settings, now: Settings) -> None:
         """Whoever has a VF of a pool keeps it."""
@@ -212,12 +212,16 @@ class Agent:
 
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""
-        return self._settings.handler(request)
+        reply = self._settings.handler(request)
+        if request.env.get("CNI_COMMAND") in (Command.DEL, Command.GC):
+            self._keeper.mark_dirty()
+            self._provisioning.mark_dirty()  # what waited for a VF may go through now
+        return reply
 
-    def _on_inventory(self, inventory: Inventory) -> None:
-        if self._provisioning.note(inventory):
-            self._look_due.set()
-        self._advertiser.mark()
+    def _on_inventory(self, _: Inventory) -> None:
+        if self._provisioned.is_set():
+            self._advertiser.mark()
+            self._provisioning.mark_dirty()
 
     def _pool_of(self, vf: PciAddress) -> str | None:
         return self._settings.pools.pool_of(vf)

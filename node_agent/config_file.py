@@ -2,9 +2,10 @@
 
 It is read whole at each look and its content compared, not its times or inode: that holds for a file that is
 rewritten, one that another is renamed over, and a ConfigMap, where a link above it is exchanged. A look costs
-some 20 us; inotify would have to follow every link of the path and miss nothing while one of them goes.
+some 30 us; inotify would have to follow every link of the path and miss nothing while one of them goes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from node_agent.config import AgentConfig, ConfigError, parse_config
@@ -14,10 +15,13 @@ _MAX_BYTES = 1 << 20
 
 
 class ConfigFile:
-    """`read` once, then `poll` every `look_s`."""
+    """`read` once, then `poll` every `look_s`. `parse` raises ConfigError."""
 
-    def __init__(self, path: Path, *, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self, path: Path, parse: Callable[[str], AgentConfig] = parse_config, *, look_s: float = LOOK_S
+    ) -> None:
         self._path = path
+        self._parse_text = parse
         self.look_s = look_s
         self._taken: str | ConfigError | None = None  # what the agent knows of
         self._seen: str | ConfigError | None = None  # at the look before
@@ -25,7 +29,7 @@ class ConfigFile:
     def read(self) -> AgentConfig:
         """What the file says now. Raises ConfigError."""
         self._taken = self._seen = self._look()
-        return _parse(self._taken)
+        return self._parse(self._taken)
 
     def poll(self) -> AgentConfig | None:
         """What the file says if it says something else than before, once. Raises ConfigError, also once.
@@ -36,7 +40,13 @@ class ConfigFile:
         if not _same(self._seen, before) or _same(self._seen, self._taken):
             return None
         self._taken = self._seen
-        return _parse(self._taken)
+        return self._parse(self._taken)
+
+    def _parse(self, found: str | ConfigError | None) -> AgentConfig:
+        if isinstance(found, str):
+            return self._parse_text(found)
+        assert found is not None
+        raise found
 
     def _look(self) -> str | ConfigError:
         try:
@@ -49,12 +59,6 @@ class ConfigFile:
             return ConfigError(e.strerror or str(e))
         except UnicodeDecodeError as e:
             return ConfigError(str(e))
-
-
-def _parse(found: str | ConfigError) -> AgentConfig:
-    if isinstance(found, ConfigError):
-        raise found
-    return parse_config(found)
 
 
 def _same(one: str | ConfigError | None, other: str | ConfigError | None) -> bool:

@@ -170,17 +170,6 @@ def test_a_count_that_a_pod_stands_in_the_way_of_waits_for_it(node: Node) -> Non
         assert len(node.events("provisioning refused")) == 1
 
 
-def test_what_somebody_else_makes_of_the_vfs_is_seen_and_left(node: Node) -> None:
-    with followed(node) as live:
-        node.kubelet.wait_devices(FAST, 3)
-        node.kernel.set_num_vfs(PF0, 0)
-        node.kernel.set_num_vfs(PF0, 1)
-        live.look()
-        node.kubelet.wait_devices(FAST, 1)
-        live.change(CONFIG.replace("slow", "slower"))
-        node.kubelet.wait_devices(FAST, 3)
-
-
 # -- what is refused
 
 

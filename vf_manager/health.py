@@ -16,7 +16,7 @@ from vf_manager.model import Inventory, PciAddress, Pf, Vf
 from vf_manager.provision import DriverKind, is_in_use
 
 # Of devlink's health reporters those about the firmware concern every VF: "fw", "fw_fatal". Others are about
-# queues of its own interface: "tx", "rx" (Documentation/networking/devlink/mlx5.rst), or about single VFs.
+# queues of the PF's interface: "tx", "rx" (Documentation/networking/devlink/mlx5.rst), or about single VFs.
 _FIRMWARE = "fw"
 
 
