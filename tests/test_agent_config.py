@@ -375,6 +375,21 @@ def test_a_wire_that_is_cut(node: Node) -> None:
         }
 
 
+def test_the_lines_of_the_log_are_as_documented(node: Node) -> None:
+    page = Path(__file__).parent.parent / "docs" / "device-plugin.md"
+    shown = [json.loads(line) for line in page.read_text().splitlines() if line.startswith('{"pool"')]
+    assert len(shown) == 2
+    with followed(node, "pools: [{name: slow, select: {pfNames: [ens2]}}]") as live:
+        for carrier, healthy in ((True, 2), (False, 0), (True, 2)):
+            node.set_link("ens2", up=True, carrier=carrier)
+            live.look()
+            node.kubelet.wait_devices(SLOW, healthy)
+    for line in shown:
+        said = node.events(line["event"])[0]
+        assert said.pop("log_level") == line.pop("level")
+        assert said.keys() == line.keys()
+
+
 def test_the_policy_of_a_pool_may_change(node: Node) -> None:
     config = "pools: [{name: slow, select: {pfNames: [ens2]}}]"
     node.set_link("ens2", up=True, carrier=False)

@@ -1,5 +1,7 @@
 """Health: what is a fault of a VF, and how long a VF is without one before it counts as Healthy again."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -164,6 +166,12 @@ def test_vfio_nodes_are_read_where_dev_is(tmp_path: Any) -> None:
     for name in ("vfio", "12", "devices/vfio0"):
         (tmp_path / "vfio" / name).touch()
     assert {"12", "devices/vfio0"} <= read_vfio_nodes(tmp_path)
+
+
+def test_every_reason_is_in_the_documentation() -> None:
+    """In the order in which they count."""
+    page = Path(__file__).parent.parent / "docs" / "device-plugin.md"
+    assert re.findall(r"^\| `([a-z-]+)` \|", page.read_text(), re.MULTILINE) == list(HealthReason)
 
 
 # -- over time

@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from vf_manager.model import Inventory, PciAddress, Pf, Vf
-from vf_manager.provision import DriverKind, is_in_use
+from vf_manager.provision import DriverKind
 
 # Of devlink's health reporters those about the firmware concern every VF: "fw", "fw_fatal". Others are about
 # queues of the PF's interface: "tx", "rx" (Documentation/networking/devlink/mlx5.rst), or about single VFs.
@@ -104,8 +104,14 @@ def find_faults(
     }
 
 
+def _is_in_use(vf: Vf, facts: Facts) -> bool:
+    """Or its interface is not on the host, with a driver that makes one: then another namespace has it."""
+    makes_one = vf.driver not in (None, DriverKind.VFIO_PCI.value)
+    return vf.pci in facts.attached or (vf.netdev is None and makes_one)
+
+
 def _host_fault(vf: Vf, facts: Facts) -> Fault | None:
-    if vf.unusable is None or is_in_use(vf, facts.attached):
+    if vf.unusable is None or _is_in_use(vf, facts):
         return None
     return Fault(HealthReason.HOST_NEEDS_IT, vf.unusable)
 
@@ -118,7 +124,7 @@ def _driver_fault(vf: Vf, wanted: DriverKind | None, facts: Facts) -> Fault | No
     has_vfio = vf.driver == DriverKind.VFIO_PCI.value
     if vf.driver is None or wanted is None or has_vfio == (wanted is DriverKind.VFIO_PCI):
         return _without_driver(vf)
-    if is_in_use(vf, facts.attached):
+    if _is_in_use(vf, facts):
         return None
     return Fault(
         HealthReason.OTHER_DRIVER, f"its driver is {vf.driver}, and its pool has vfs.driver: {wanted.value}"
