@@ -7,7 +7,7 @@ starts removes all sockets of its folder and makes its own anew; both show in th
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,9 +18,10 @@ from device_plugin.endpoint import FileIdentity, ServedSocket, read_socket_ident
 from device_plugin.pools import Pool, assign, check_pools
 from device_plugin.service import WORKERS, PoolService
 from vf_manager.errors import SriovError
-from vf_manager.model import Inventory
+from vf_manager.model import Inventory, PciAddress
 
 _MAX_BACKOFF_S = 5.0
+_NONE: Mapping[str, Mapping[PciAddress, str]] = {}
 _NO_KUBELET = "the kubelet's socket is not there"
 
 
@@ -100,11 +101,23 @@ class DevicePlugin:
             for endpoint in self._endpoints:
                 self._serve(endpoint)
 
-    def update(self, inventory: Inventory) -> None:
-        """Takes a new inventory; the kubelet hears of it where a pool changed. One thread at a time."""
+    def reconfigure(self, pools: Sequence[Pool], prefix: str) -> None:
+        """Takes other pools; those that stay are served on. Not while `update` runs. Raises InvalidInput."""
+        check_pools(pools, prefix)
+        new = [self._endpoint(prefix, pool) for pool in pools]
+        with self._serving:
+            known = {endpoint.service.resource: endpoint for endpoint in self._endpoints}
+            self._pools = tuple(pools)
+            self._endpoints = [known.pop(endpoint.service.resource, endpoint) for endpoint in new]
+            for endpoint in known.values():
+                endpoint.socket.close()
+
+    def update(self, inventory: Inventory, unhealthy: Mapping[str, Mapping[PciAddress, str]] = _NONE) -> None:
+        """Takes a new inventory, and the VFs of each pool that are Unhealthy, with the reason; the kubelet
+        hears of it where a pool changed. One thread at a time."""
         vfs_of = assign(self._pools, inventory)
         for endpoint in self._endpoints:
-            endpoint.service.update(vfs_of[endpoint.pool], {})
+            endpoint.service.update(vfs_of[endpoint.pool], unhealthy.get(endpoint.pool, {}))
         self._allocator.tidy((Resource(pool, self._prefix), vfs_of[pool.name]) for pool in self._pools)
 
     def watch(self, stop: threading.Event) -> None:
@@ -175,7 +188,7 @@ class DevicePlugin:
 
     def _serve(self, endpoint: _Endpoint) -> None:
         with self._serving:
-            if not self._stopped.is_set():
+            if not self._stopped.is_set() and endpoint in self._endpoints:
                 endpoint.socket.serve()
 
     def _register(self, endpoint: _Endpoint, stop: threading.Event) -> None:

@@ -1,38 +1,40 @@
 """Orchestrator: the node agent: one inventory, the device plugin and the CNI server over it."""
 
 import fcntl
+import functools
 import os
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import PLACES, Allocator, Places, Users
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
-from device_plugin.pools import assign, held_back, pools_by_vf, resource_of
+from node_agent.advertiser import Advertiser
 from node_agent.config import AgentConfig, pf_policies
+from node_agent.config_file import ConfigFile
 from node_agent.provisioning import Provisioning
+from node_agent.settings import Node, Settings, close_chooser, make_settings
 from node_agent.supervisor import Supervisor
 from node_agent.vf_holders import vf_holders
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
-from sriov_cni.chain_cache import ChainRecord, read_conflist
+from sriov_cni.chain_cache import ChainRecord
 from sriov_cni.environment import Command
-from sriov_cni.handler import CniHandler
 from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.messages import CniReply, CniRequest
-from sriov_cni.pod_attach import ChooseNetwork, PodAttacher, first_network
-from sriov_cni.pod_vfs import PodVfs
 from sriov_cni.reconcile import Reconciler
 from sriov_cni.server import CniServer
-from sriov_cni.spec import LimitedConnectivity, NotReady
 from vf_manager.apply import CreatedVfs
-from vf_manager.errors import Busy
+from vf_manager.errors import Busy, SriovError
+from vf_manager.health_keeper import HealthKeeper
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import Kernel
+from vf_manager.kernel.device_nodes import DeviceNodes
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import Inventory, PciAddress
 from vf_manager.provisioner import Provisioner
@@ -46,11 +48,22 @@ CHAIN = "chain"
 PFS = "pfs"
 POD_RESOURCES = "pod-resources/kubelet.sock"
 _JOIN_S = 15.0
-_SIGNAL_POLL_S = 0.5
+
+
+class Roots(msgspec.Struct, frozen=True, kw_only=True):
+    """The folders of the host that the agent works in."""
+
+    run_dir: Path = RUN_DIR
+    kubelet_dir: Path = KUBELET_DIR
+    lease_dir: Path = DATA_DIR
+    places: Places = PLACES
 
 
 class Agent:
-    """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment."""
+    """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment.
+
+    `config_file`: where `config` was read, to follow its changes. None: it stays as it is.
+    """
 
     def __init__(
         self,
@@ -58,59 +71,81 @@ class Agent:
         kernel: Kernel,
         log: FilteringBoundLogger,
         *,
-        run_dir: Path = RUN_DIR,
-        kubelet_dir: Path = KUBELET_DIR,
-        lease_dir: Path = DATA_DIR,
-        places: Places = PLACES,
+        roots: Roots | None = None,
+        config_file: ConfigFile | None = None,
+        health: HealthKeeper | None = None,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
-        self._config = config
-        self._kernel = kernel
+        self._config_file = config_file
         self._log = log
+        roots = roots or Roots()
+        run_dir = roots.run_dir
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._alone = lock_alone(run_dir / "lock")
         with ExitStack() as undo:
             undo.callback(os.close, self._alone)
-            self._locks = DeviceLocks()
+            locks = DeviceLocks()
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
-            self._pools_by_vf: dict[PciAddress, tuple[str, ...]] = {}
-            self._held_back: tuple[str, ...] = ()
             self._attacher = Attacher(
                 kernel,
                 RecordStore(run_dir / ATTACHMENTS, Attachment),
-                self._locks,
+                locks,
                 self._pools_of,
                 log,
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-                lease_dir=lease_dir,
+                lease_dir=roots.lease_dir,
+            )
+            held = self._attacher.held_vfs
+            kubelet = PodResources(roots.kubelet_dir / POD_RESOURCES)
+            provisioner = Provisioner(
+                kernel,
+                locks,
+                RecordStore(run_dir / PFS, CreatedVfs),
+                log,
+                holders=lambda: vf_holders(self._attacher.attachments(), kubelet),
+            )
+            self._provisioning = Provisioning(
+                lambda inventory: pf_policies(self._settings.config, inventory),
+                self._keeper,
+                provisioner,
+                log,
             )
             self._provisioned = threading.Event()
-            self._fallback = self._make_fallback(run_dir)
-            kubelet = PodResources(kubelet_dir / POD_RESOURCES)
-            self._provisioning = self._make_provisioning(run_dir, kubelet)
-            self._handler = CniHandler(
-                self._pods(kubelet), self._attacher, self._fallback, self._refuse_unready, log
+            self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
+            self._node = Node(
+                keeper=self._keeper,
+                attacher=self._attacher,
+                chain=self._chain,
+                kubelet=kubelet,
+                log=log,
+                unhealthy=lambda: self._advertiser.unhealthy(),
+                is_provisioned=self._provisioned.is_set,
             )
+            self._settings = make_settings(config, self._node)
+            allocator = Allocator(
+                Users(held, lambda: kubelet.holders().keys() | held()),
+                kernel.reset_function,
+                log,
+                roots.places,
+            )
+            self._plugin = DevicePlugin(
+                config.resources(), config.resource_prefix, roots.kubelet_dir, log, allocator
+            )
+            self.health = health or HealthKeeper()
+            nodes = DeviceNodes(roots.places.dev, roots.places.sys)
+            self._advertiser = Advertiser(self._settings, self._plugin, held, log, self.health, nodes)
             self._reconciler = Reconciler(
                 self._attacher,
                 kubelet,
                 lambda: self._keeper.current,
                 log,
-                fallback=self._fallback,
-                repair=config.repair_drift,
+                fallback=self._chain,
+                repair=lambda: self._settings.config.repair_drift,
             )
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
-            allocator = Allocator(
-                Users(self._attacher.held_vfs, lambda: kubelet.holders().keys() | self._attacher.held_vfs()),
-                kernel.reset_function,
-                log,
-                places,
-            )
-            self._plugin = DevicePlugin(
-                config.resources(), config.resource_prefix, kubelet_dir, log, allocator
-            )
             self._supervisor = Supervisor(log)
+            self.refusal: str | None = None  # why the config file, as it is now, is not in force
             undo.pop_all()
 
     def run(self) -> str | None:
@@ -119,25 +154,20 @@ class Agent:
         try:
             self._server.listen()
             self._attacher.recover()
-            if self._fallback is not None:
-                self._fallback.recover()
+            self._chain.recover()
             self._keeper.refresh()
             self._provisioning.reconcile()
             self._provisioned.set()
             self._plugin.start()
-            self._plugin.update(self._keeper.current)
-            self._supervisor.start("cni", self._server.serve)
-            self._supervisor.start("kubelet", lambda: self._plugin.watch(self._supervisor.stop))
-            self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))
-            self._supervisor.start("provision", lambda: self._provisioning.watch(self._supervisor.stop))
-            self._supervisor.start("reconcile", lambda: self._reconciler.watch(self._supervisor.stop))
-            self._log.info("ready", pools={p.name: self._count(p.name) for p in self._config.pools})
-            # Not for ever at once: a signal that comes just before the wait does not interrupt it.
-            while not self._supervisor.stop.wait(_SIGNAL_POLL_S):
-                pass
+            self._advertiser.publish()
+            self._start_threads()
+            members = self._settings.pools.look().members
+            self._log.info("ready", pools={pool: len(vfs) for pool, vfs in members.items()})
+            self._supervisor.stop.wait()
         finally:
             self._supervisor.stop.set()
             self._keeper.mark_dirty()
+            self._advertiser.mark()
             self._provisioning.mark_dirty()
             self._server.stop()
             self._plugin.stop()
@@ -148,98 +178,71 @@ class Agent:
         return self._supervisor.failure
 
     def stop(self) -> None:
-        """From a signal handler or another thread."""
+        """From another thread."""
         self._supervisor.stop.set()
 
-    def _pods(self, kubelet: PodResources) -> PodAttacher:
-        config = self._config
-        resources = {resource_of(pool, config.resource_prefix): pool.name for pool in config.resources()}
-        given = PodVfs(kubelet, resources, self._pools_of)
-        return PodAttacher(
-            self._attacher, given, self._pools_of, config.pool_networks(), config.limits(), self._chooser()
-        )
+    def _start_threads(self) -> None:
+        stop = self._supervisor.stop
+        self._supervisor.start("cni", self._server.serve)
+        self._supervisor.start("kubelet", lambda: self._plugin.watch(stop))
+        self._supervisor.start("inventory", lambda: self._keeper.watch(stop))
+        self._supervisor.start("health", lambda: self._advertiser.watch(stop))
+        self._supervisor.start("provision", lambda: self._provisioning.watch(stop))
+        if self._config_file is not None:
+            self._supervisor.start("config", functools.partial(self._follow, self._config_file))
+        self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
 
-    def _chooser(self) -> ChooseNetwork:
-        if self._config.kubernetes is None:
-            return first_network
-        # The client's package takes 0.3 s and tens of MiB to load: for those who use it.
-        from node_agent.pod_annotations import PodAnnotations
+    def _follow(self, file: ConfigFile) -> None:
+        while not self._supervisor.stop.wait(file.look_s):
+            try:
+                config = file.poll()
+                if config is None:
+                    continue
+                if config != self._settings.config:
+                    self._adopt(config)
+                self.refusal = None
+                self._log.info("config in force", pools=[pool.name for pool in config.pools])
+            except SriovError as e:
+                self.refusal = str(e)
+                self._log.error("config refused, the one before stays in force", reason=self.refusal)
 
-        return PodAnnotations(self._config.kubernetes, self._log).choose
+    def _adopt(self, config: AgentConfig) -> None:
+        """Raises SriovError if it cannot be put in force; then nothing has changed."""
+        pf_policies(config, self._keeper.current)
+        before = self._settings
+        settings = make_settings(config, self._node, before)
+        with ExitStack() as useless:
+            useless.callback(close_chooser, settings, unless_of=before)
+            self._advertiser.adopt(settings)
+            useless.pop_all()
+        self._settings = settings
+        close_chooser(before, unless_of=settings)
+        self._say_removed(before, settings)
+        self._provisioning.mark_dirty()
 
-    def _make_fallback(self, run_dir: Path) -> FallbackChain | None:
-        if self._config.fallback is None:
-            return None
-        path = Path(self._config.fallback)
-        return FallbackChain(
-            lambda: read_conflist(path), RecordStore(run_dir / CHAIN, ChainRecord), self._log
-        )
-
-    def _make_provisioning(self, run_dir: Path, kubelet: PodResources) -> Provisioning:
-        provisioner = Provisioner(
-            self._kernel,
-            self._locks,
-            RecordStore(run_dir / PFS, CreatedVfs),
-            self._log,
-            holders=lambda: vf_holders(self._attacher.attachments(), kubelet),
-        )
-        return Provisioning(
-            lambda inventory: pf_policies(self._config, inventory), self._keeper, provisioner, self._log
-        )
+    def _say_removed(self, before: Settings, now: Settings) -> None:
+        """Whoever has a VF of a pool keeps it."""
+        held = self._attacher.held_vfs()
+        for pool, vfs in before.pools.look().members.items():
+            if pool not in now.expected:
+                attached = [vf.pci for vf in vfs if vf.pci in held]
+                self._log.info("pool removed, its VFs stay as they are", pool=pool, attached=attached)
 
     def _serve(self, request: CniRequest) -> CniReply:
-        reply = self._handler(request)
+        """The whole call by the settings that are in force at its beginning."""
+        reply = self._settings.handler(request)
         if request.env.get("CNI_COMMAND") in (Command.DEL, Command.GC):
             self._keeper.mark_dirty()
             self._provisioning.mark_dirty()  # what waited for a VF may go through now
         return reply
 
-    def _on_inventory(self, inventory: Inventory) -> None:
-        self._pools_by_vf = pools_by_vf(assign(self._config.resources(), inventory))
-        before, self._held_back = self._held_back, held_back(self._config.resources(), inventory)
-        for line in self._held_back:
-            if line not in before:
-                self._log.warning("a device stays out of its pool", reason=line)
+    def _on_inventory(self, _: Inventory) -> None:
         if self._provisioned.is_set():
-            self._plugin.update(inventory)
+            self._advertiser.mark()
             self._provisioning.mark_dirty()
 
     def _pools_of(self, vf: PciAddress) -> tuple[str, ...]:
-        """A VF that is in no pool may have come since the last look."""
-        if vf not in self._pools_by_vf:
-            self._keeper.refresh()
-        return self._pools_by_vf.get(vf, ())
-
-    def _count(self, pool: str) -> int:
-        return sum(1 for names in self._pools_by_vf.values() if pool in names)
-
-    def _refuse_unready(self) -> None:
-        """Raises NotReady if an ADD of a pod with VFs could not succeed now. Where other pods have a chain
-        of their own, a node without a free VF still has work to do."""
-        reason = self._not_ready()
-        if reason is None:
-            return
-        cut_off = self._attacher.held_vfs() - self._vfs_of_pfs_that_are_up()
-        if cut_off:
-            raise LimitedConnectivity(f"{reason}; the PF of {', '.join(sorted(cut_off))} is down or gone")
-        raise NotReady(reason)
-
-    def _not_ready(self) -> str | None:
-        if not self._provisioned.is_set():
-            return "the VFs are still being set up"
-        if self._fallback is not None:
-            return None
-        total = len(self._pools_by_vf)
-        if total == 0:
-            return "no pool has a VF; see the agent's log and `sriovctl vfs`"
-        free = self._pools_by_vf.keys() - self._attacher.held_vfs()
-        return None if free else f"all {total} VFs of this node's pools are attached"
-
-    def _vfs_of_pfs_that_are_up(self) -> set[PciAddress]:
-        """With those whose PF cannot be seen from here."""
-        now = self._keeper.current
-        lone = {vf.pci for vf in now.lone}
-        return lone | {vf.pci for pf in now.pfs if pf.netdev and pf.netdev.up for vf in pf.vfs}
+        return self._settings.pools.pools_of(vf)
 
 
 def lock_alone(path: Path) -> int:

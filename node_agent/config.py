@@ -16,6 +16,7 @@ from node_agent.vfs_config import PoolsDisagree, PoolVfs, VfsConfig, check_vfs
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError
+from vf_manager.health import HealthPolicy
 from vf_manager.mistakes import MistakesFound, caught, type_mistakes
 from vf_manager.model import Inventory
 from vf_manager.provision import PfPolicy
@@ -47,6 +48,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     vfs: VfsConfig | None = None
     limits: Limits | None = None
     allocation: Allocation = Allocation()
+    health: HealthPolicy | None = None
 
     def selectors(self) -> tuple[Selector, ...]:
         return self.select if isinstance(self.select, tuple) else (self.select,)
@@ -174,6 +176,8 @@ def _check_without_pf(pool: PoolConfig, key: str) -> None:
     beside = f"no such key beside {key}.withoutPf: it is for a PF, which this node has not"
     if pool.vfs is not None:
         raise InvalidInput(f"{key}.vfs", pool.vfs.count, beside)
+    if pool.health is not None:
+        raise InvalidInput(f"{key}.health", msgspec.to_builtins(pool.health), beside)
     limits = pool.limits or Limits()
     if limits.vlans is not None:
         raise InvalidInput(f"{key}.limits.vlans", list(limits.vlans), beside)

@@ -1,13 +1,14 @@
 """Orchestrator: the `sriov-agent` command: options, logging, signals, exit code."""
 
-import _thread
 import argparse
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 # gRPC's C core reads this once, when it is loaded; a kubelet that goes away is no error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -17,8 +18,9 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import PLACES, Places
 from device_plugin.established import ESTABLISHED_PREFIX
-from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
+from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent, Roots
 from node_agent.config import ConfigError
+from node_agent.config_file import ConfigFile
 from node_agent.config_source import CONFIG, ConfigSource, choose_source
 from sriov_cni.ipam.engine import DATA_DIR
 from vf_manager.errors import InvalidInput, SriovError
@@ -46,19 +48,22 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     except InvalidInput as e:
         print(f"sriov-agent: {e}", file=sys.stderr)
         return 2
+    config_file = ConfigFile(source.path, source.parse)
     try:
-        config = source.read()
         agent = Agent(
-            config,
+            config_file.read(),
             kernel or LinuxKernel(),
             log,
-            run_dir=options.run_dir,
-            kubelet_dir=options.kubelet_dir,
-            lease_dir=options.lease_dir,
-            places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
+            roots=Roots(
+                run_dir=options.run_dir,
+                kubelet_dir=options.kubelet_dir,
+                lease_dir=options.lease_dir,
+                places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
+            ),
+            config_file=config_file,
         )
-        call_at_signals(agent.stop)
-        failure = agent.run()
+        with stopped_by_signals(agent.stop):
+            failure = agent.run()
     except ConfigError as e:  # of the file, or what only shows on the node: two pools that mean one PF
         print(f"sriov-agent: {source.path}: {e}", file=sys.stderr)
         return 2
@@ -79,15 +84,35 @@ def _source(
     return choose_source(config, device_plugin_config, resource_prefix)
 
 
-def call_at_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM and SIGINT, on a thread of its own: a handler runs in the middle of whatever the
-    main thread does, and that may hold the very lock that `stop` needs (threading.Event.wait does)."""
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGTERM and SIGINT, on a thread of its own, which the kernel wakes.
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        _thread.start_new_thread(stop, ())
+    A Python handler runs on the main thread, between two instructions of whatever it does: that may hold the
+    very lock that `stop` needs (threading.Event.wait does), or be about to wait for a lock and never come
+    there. The C handler below it only writes a byte to a socket (signal.set_wakeup_fd), at any moment.
+    """
+    ours, signals = socket.socketpair()
+    ours.setblocking(False)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    def watch() -> None:
+        while signals.recv(1):
+            stop()
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    with signals, ours:
+        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        waked = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(waked)
+            for number in numbers:
+                signal.signal(number, before[number])
+            ours.shutdown(socket.SHUT_WR)
+            thread.join()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -15,11 +15,12 @@ Decisions:
 - An ADD that is repeated gets the recorded result if the attachment stands and passes CHECK.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -42,12 +43,13 @@ _LOCK_TIMEOUT_S = 30.0
 
 
 class FallbackChain:
-    """All attachments of one chain. Thread-safe; the records are the truth. `conflist` is asked anew by each
-    call that begins something. `runtime_config`: of the call; each plugin gets what it declares of it."""
+    """All attachments by chains. Thread-safe; the records are the truth. `conflist` is asked anew by each
+    call that begins something; None: there is no chain now, and what there was can only be taken back.
+    `runtime_config`: of the call; each plugin gets what it declares of it."""
 
     def __init__(
         self,
-        conflist: Callable[[], Conflist],
+        conflist: Callable[[], Conflist] | None,
         records: RecordStore[ChainRecord],
         log: FilteringBoundLogger,
         *,
@@ -60,6 +62,17 @@ class FallbackChain:
         self._checkpoint = checkpoint
         self._run = ChainRun(PluginRunner(log), timeouts or Timeouts(), checkpoint)
         self._locks = _Locks()
+
+    def with_list(self, conflist: Callable[[], Conflist] | None) -> Self:
+        """The same attachments under the same locks, with another list for what begins from now on."""
+        other = copy.copy(self)
+        other._conflist = conflist
+        return other
+
+    @property
+    def has_list(self) -> bool:
+        """Whether anything can be attached, or asked of a list."""
+        return self._conflist is not None
 
     def holds(self, container_id: str, ifname: str) -> bool:
         """Whether this attachment is the chain's, be it half-done."""
@@ -104,22 +117,25 @@ class FallbackChain:
     def collect(self, call: CniCall, valid: Set[tuple[str, str]]) -> None:
         """GC: take back every attachment of the called network that is not valid, then let the plugins
         collect. Goes on past errors and raises them at the end."""
-        conflist = self._conflist()
-        if conflist.disable_gc:
+        conflist = self._conflist() if self._conflist is not None else None
+        if conflist is not None and conflist.disable_gc:
             return
         with self._locks.all():
             records = [record for key in self._records.list_keys() if (record := self._records.read(key))]
             of_call = [record for record in records if record.network == call.conf.name]
             of_others = [record for record in records if record.network != call.conf.name]
-            others = {_holder(record) for record in of_others if record.conflist.name == conflist.name}
             failures = self._take_back_all([r for r in of_call if _holder(r) not in valid], call.env)
-            version = conflist.version_for(call.conf.cni_version)
-            failures += self._run.collect(conflist, version, call.env, valid | others)
+            if conflist is not None:
+                others = {_holder(record) for record in of_others if record.conflist.name == conflist.name}
+                version = conflist.version_for(call.conf.cni_version)
+                failures += self._run.collect(conflist, version, call.env, valid | others)
         if failures:
             raise failures[0] if len(failures) == 1 else PluginFailure("; ".join(map(str, failures)))
 
     def status(self, call: CniCall) -> None:
         """Raises NotReady if an ADD could not succeed now, or what a plugin answers."""
+        if self._conflist is None:
+            return
         try:
             conflist = self._conflist()
         except (InvalidInput, KernelError) as e:
@@ -139,6 +155,7 @@ class FallbackChain:
                     self._take_back_all([record], record.env)
 
     def _plan(self, call: CniCall, runtime_config: dict[str, Any], netns_fd: int | None) -> ChainRecord:
+        assert self._conflist is not None
         conflist = self._conflist()
         found = os.fstat(netns_fd) if netns_fd is not None else None
         return ChainRecord(

@@ -22,7 +22,8 @@ _REMEMBERED = 512
 
 
 class CniHandler:
-    """`fallback`: who attaches pods that requested no VF, if anybody does. `refuse_unready`: raises NotReady
+    """`fallback`: who attaches pods that requested no VF, if it has a list; what it attached under another
+    config it takes back in any case. `refuse_unready`: raises NotReady
     with the reason why an ADD could not succeed now (for STATUS)."""
 
     def __init__(
@@ -76,7 +77,7 @@ class CniHandler:
         wanted = self._pods.plan(call)
         if wanted:
             return render_result(self._pods.add(call, wanted, netns_fd), call.conf.cni_version)
-        if self._fallback is not None:
+        if self._fallback is not None and self._fallback.has_list:
             return msgspec.json.encode(self._fallback.add(call, call.runtime_config, netns_fd))
         pod = call.pod
         who = f"pod {pod.namespace}/{pod.name} requests no VF" if pod else "the call names no pod"
@@ -91,8 +92,9 @@ class CniHandler:
             self._detached.append(key)
             return
         # Runtimes send a second DEL for each pod; the chain's plugins need not run for that.
-        if self._fallback is not None and not call.names_device and key not in self._detached:
-            self._fallback.delete_unknown(call, call.runtime_config, netns_fd)
+        chain = self._fallback if self._fallback is not None and self._fallback.has_list else None
+        if chain is not None and not call.names_device and key not in self._detached:
+            chain.delete_unknown(call, call.runtime_config, netns_fd)
         self._attacher.release_leases(call.conf.name, call.conf.ipam, call.container_id, call.ifname)
         self._log.info("nothing to detach", container=call.container_id, ifname=call.ifname)
 

@@ -24,8 +24,8 @@ _GRACE_S = 20.0
 
 
 class Reconciler:
-    """`inventory`: the node's, as it was seen last. `repair`: give a VF the attributes back that somebody
-    else changed; without it that is only said."""
+    """`inventory`: the node's, as it was seen last. `repair`: whether a VF is given the attributes back that
+    somebody else changed; else that is only said."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Reconciler:
         log: FilteringBoundLogger,
         *,
         fallback: FallbackChain | None = None,
-        repair: bool = False,
+        repair: Callable[[], bool] = lambda: False,
         grace_s: float = _GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -127,7 +127,7 @@ class Reconciler:
             if self._told.get(record.key) != what:
                 log.warning("attributes of an attached VF were changed by somebody else", found=what)
                 self._told[record.key] = what
-            if self._repair:
+            if self._repair():
                 self._give_back(record)
         keys = {record.key for record in drifted}
         self._told = {key: what for key, what in self._told.items() if key in keys}

@@ -9,196 +9,40 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 import structlog
-from structlog.typing import FilteringBoundLogger
 
-from device_plugin.allocator import Places
-from node_agent.agent import SOCKET_NAME, Agent
-from node_agent.config import ConfigError, parse_config
-from node_agent.main import call_at_signals, main
-from sriov_cni import wire
-from sriov_cni.messages import CniReply, CniRequest
-from tests.fake_kernel import FakeKernel
-from tests.stub_kubelet import StubKubelet
+from node_agent.agent import SOCKET_NAME
+from node_agent.config import ConfigError
+from node_agent.main import main, stopped_by_signals
+from tests.agent_node import (
+    CONFIG,
+    DEADLINE_S,
+    FAST,
+    NONE,
+    PF0,
+    PF1,
+    SLOW,
+    Node,
+    Running,
+    eventually,
+    new_node,
+    open_fds,
+    running,
+)
 from vf_manager.discovery import read_pfs
 from vf_manager.errors import Busy, CorruptRecord, KernelError
-from vf_manager.kernel.api import NetnsHandle
 from vf_manager.model import IfName, PciAddress
-
-PF0, PF1 = PciAddress("0000:01:00.0"), PciAddress("0000:02:00.0")
-FAST, SLOW, NONE = (f"sriov-underlay.io/{name}" for name in ("fast", "slow", "none"))
-CONFIG = """
-pools:
-- name: fast
-  select: {pfNames: [ens1]}
-  vfs: {count: 3, mtu: 9000}
-- name: slow
-  select: {pfNames: [ens2]}
-- name: none
-  select: {drivers: [nobody]}
-"""
-_DEADLINE_S = 10.0
-
-
-class PodKernel(FakeKernel):
-    """A namespace is a file here, so that a descriptor of it can be sent over a real socket."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._number_by_inode: dict[int, int] = {}
-
-    def new_pod(self, path: Path) -> None:
-        path.touch()
-        self._number_by_inode[path.stat().st_ino] = self.new_netns(str(path))
-
-    def netns(self, fd: int) -> NetnsHandle:
-        return super().netns(self._number_by_inode.get(os.fstat(fd).st_ino, 0))
-
-
-class Node:
-    """A kernel with two PFs, a kubelet, and the folders of an agent."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.run_dir = root / "run"
-        self.kernel = PodKernel()
-        self.kernel.add_pf(PF0, "ens1")
-        self.kernel.add_pf(PF1, "ens2")
-        self.kernel.set_num_vfs(PF1, 2)
-        self.kubelet = StubKubelet(root / "kubelet")
-        self.logged = structlog.testing.LogCapture()
-
-    def agent(self, config: str = CONFIG) -> Agent:
-        log: FilteringBoundLogger = structlog.wrap_logger(
-            None, [self.logged], wrapper_class=structlog.make_filtering_bound_logger(0)
-        )
-        return Agent(
-            parse_config(config),
-            self.kernel,
-            log,
-            run_dir=self.run_dir,
-            kubelet_dir=self.root / "kubelet",
-            lease_dir=self.root / "leases",
-            places=Places(*(self.root / name for name in ("dev", "sys", "cdi", "device-info"))),
-        )
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [dict(entry) for entry in self.logged.entries if entry["event"] == name]
-
-    def vfs(self, pf: PciAddress) -> list[PciAddress]:
-        return [address for _, address in self.kernel.functions[pf].function.virtfns]
-
-    def call(self, command: str, conf: dict[str, Any], pod: Path | None = None, **env: str) -> CniReply:
-        """As the executable does it."""
-        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"} | env
-        if pod is not None:
-            variables |= {"CNI_NETNS": str(pod), "CNI_CONTAINERID": pod.name, "CNI_IFNAME": "net1"}
-        stdin = json.dumps({"cniVersion": "1.1.0", "name": "underlay", "type": "sriov-underlay"} | conf)
-        with contextlib.ExitStack() as stack:
-            client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            client.settimeout(_DEADLINE_S)
-            client.connect(str(self.run_dir / SOCKET_NAME))
-            fds = []
-            if pod is not None:
-                fds.append(os.open(pod, os.O_RDONLY))
-                stack.callback(os.close, fds[0])
-            frame = wire.encode_request(CniRequest(variables, stdin.encode(), fds[0] if fds else None))
-            socket.send_fds(client, [frame], fds)
-            reply = b""
-            while part := client.recv(4096):
-                reply += part
-        return wire.decode_reply(reply)
-
-    def status(self) -> tuple[int, str]:
-        """(0, "") if an ADD could succeed now, else the CNI code and message."""
-        reply = self.call("STATUS", {})
-        if reply.exit_code == 0:
-            return 0, ""
-        error = json.loads(reply.stdout)
-        return error["code"], error["msg"]
-
-
-class Running:
-    """An agent in a thread, as `main` runs it."""
-
-    def __init__(self, node: Node, config: str) -> None:
-        self._node = node
-        self._before = len(node.events("ready"))
-        self.agent = node.agent(config)
-        self.results: list[str | BaseException | None] = []
-        self._thread = threading.Thread(target=self._run, name="agent")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.results.append(self.agent.run())
-        except BaseException as e:  # noqa: BLE001 - `ended` shows it
-            self.results.append(e)
-
-    def wait_ready(self, *, registered: bool = True) -> None:
-        """And known to the kubelet, which does not like it if a plugin goes while it registers."""
-        eventually(lambda: len(self._node.events("ready")) > self._before or self.results, "it is ready")
-        if registered:
-            pools = self.agent._plugin.registered
-            eventually(lambda: all(pool.registered for pool in pools()) or self.results, "it is registered")
-
-    def ended(self) -> str | None:
-        """The reason, once it has ended."""
-        self._thread.join(_DEADLINE_S)
-        assert not self._thread.is_alive()
-        (result,) = self.results
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
-    def stop(self) -> str | None:
-        self.agent.stop()
-        return self.ended()
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + _DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"did not happen: {what}"
-        time.sleep(0.002)
-
-
-def open_fds() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    eventually(lambda: set(threading.enumerate()) <= before, "every thread has ended")
 
 
 @pytest.fixture
 def node() -> Iterator[Node]:
-    """Not tmp_path: the path of a socket may have 107 bytes only."""
-    with tempfile.TemporaryDirectory(prefix="agent-") as folder:
-        node = Node(Path(folder))
-        with node.kubelet:
-            yield node
-
-
-@contextlib.contextmanager
-def running(node: Node, config: str = CONFIG, *, registered: bool = True) -> Iterator[Running]:
-    """It is ready, and ends when it is told."""
-    agent = Running(node, config)
-    try:
-        agent.wait_ready(registered=registered)
-        yield agent
-    finally:
-        assert agent.stop() is None
+    with new_node() as node:
+        yield node
 
 
 # -- life
@@ -291,11 +135,14 @@ def test_status_says_when_every_vf_is_attached(node: Node) -> None:
             node.kernel.new_pod(pod)
             assert node.call("ADD", {"deviceID": vf}, pod).exit_code == 0
         all_attached = "all 2 VFs of this node's pools are attached"
-        assert node.status() == (51, f"{all_attached}; the PF of {', '.join(node.vfs(PF1))} is down or gone")
-        node.kernel.set_up("ens2", True)
+        assert node.status() == (50, all_attached)
+        node.set_link("ens2", up=False)
         agent.agent._keeper.mark_dirty()
-        eventually(lambda: node.status() == (50, all_attached), "the PF is seen to be up")
-        node.kernel.set_up("ens2", False)
+        cut_off = f"{all_attached}; the PF of {', '.join(node.vfs(PF1))} is down or gone"
+        eventually(lambda: node.status() == (51, cut_off), "the PF is seen to be down")
+        assert node.kubelet.wait_devices(SLOW, 0) == {}
+        node.set_link("ens2", up=True)
+        agent.agent._keeper.mark_dirty()
         assert len(node.kubelet.wait_devices(SLOW, 2)) == 2
         assert node.call("DEL", {"deviceID": node.vfs(PF1)[0]}, pods[0]).exit_code == 0
         assert node.status() == (0, "")
@@ -576,20 +423,11 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line() -> None:
     with tempfile.TemporaryDirectory(prefix="agent-") as folder:
         (Path(folder) / "run").touch()
         with agent_process(Path(folder)) as process:
-            assert process.wait(_DEADLINE_S) == 1
+            assert process.wait(DEADLINE_S) == 1
             assert process.stderr is not None
             assert process.stderr.read() == f"sriov-agent: [Errno 17] File exists: '{folder}/run'\n"
 
 
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_may_come_while_the_main_thread_holds_a_lock(number: signal.Signals) -> None:
     lock, stopped = threading.Lock(), threading.Event()
@@ -598,10 +436,23 @@ def test_a_signal_may_come_while_the_main_thread_holds_a_lock(number: signal.Sig
         if lock.acquire(timeout=1):
             stopped.set()
 
-    call_at_signals(stop)
-    with lock:
-        os.kill(os.getpid(), number)
-    assert stopped.wait(_DEADLINE_S)
+    before = signal.getsignal(number)
+    with stopped_by_signals(stop):
+        with lock:
+            os.kill(os.getpid(), number)
+        assert stopped.wait(DEADLINE_S)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_ends_a_wait_of_the_main_thread_at_once() -> None:
+    """However close to its beginning the signal comes."""
+    for _ in range(200):
+        stop = threading.Event()
+        with stopped_by_signals(stop.set):
+            killer = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGTERM))
+            killer.start()
+            assert stop.wait(DEADLINE_S)
+            killer.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -613,6 +464,6 @@ def test_a_signal_ends_the_process_cleanly(number: signal.Signals) -> None:
         assert json.loads(ready)["pools"] == {}
         assert is_served(path)
         process.send_signal(number)
-        assert process.wait(_DEADLINE_S) == 0
+        assert process.wait(DEADLINE_S) == 0
         assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "stopped"
         assert not path.exists()

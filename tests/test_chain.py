@@ -764,6 +764,23 @@ def test_status_without_a_list_that_can_be_read(node: Node) -> None:
         chain.status(node.call(Command.STATUS))
 
 
+def test_without_a_list_what_was_attached_can_still_be_taken_back(node: Node) -> None:
+    """The administrator takes `fallback` out of the config while pods have what it made."""
+    for container in ("c1", "c2", "c3"):
+        node.add(container)
+    node.calls()
+    node.chain = node.chain.with_list(None)
+    assert not node.chain.has_list
+    node.status()
+    node.check("c1")
+    assert node.delete("c1")
+    node.collect("c3")
+    assert node.held() == [f"chain {plugin} c3 eth0" for plugin in ("one", "three", "two")]
+    node.chain = node.chain.with_list(lambda: parse_conflist(json.dumps(node.list).encode()))
+    assert node.delete("c3")
+    assert node.nothing_is_left()
+
+
 # --- crashes, and calls at once ---
 
 

@@ -11,6 +11,7 @@ from device_plugin.pools import Pool
 from device_plugin.selectors import Selector
 from node_agent.config import AgentConfig, ConfigError, PoolConfig, parse_config, pf_policies
 from node_agent.vfs_config import VfsConfig
+from vf_manager.health import HealthPolicy, Reaction
 from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf
 from vf_manager.provision import MacKind, PfPolicy, VfPolicy
 from vf_manager.provision_steps import DriverKind, EswitchMode
@@ -24,6 +25,7 @@ pools:
   select: {pfNames: ["ens0#0-3", ens1], vendors: ["8086"], devices: [10ca], drivers: [igbvf],
            pciAddresses: ["0000:01:10.0"]}
   vfs: {count: 7, mtu: 9000, driver: vfio-pci, mac: stable, adopt: true, eswitchMode: switchdev}
+  health: {carrier: ignore, pfDown: unhealthy}
 - name: rest
   select: {}
 """
@@ -71,6 +73,7 @@ def test_everything_that_can_be_said() -> None:
                     adopt=True,
                     eswitch_mode=EswitchMode.SWITCHDEV,
                 ),
+                health=HealthPolicy(carrier=Reaction.IGNORE),
             ),
             PoolConfig(name="rest", select=Selector()),
         ),
@@ -308,6 +311,20 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
             "pools[0].vfs: 3 is not valid; expected no such key beside pools[0].withoutPf:"
             " it is for a PF, which this node has not",
         ),
+        (
+            pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, health: {carrier: ignore}}"),
+            "pools[0].health: {'carrier': 'ignore'} is not valid; expected no such key beside"
+            " pools[0].withoutPf: it is for a PF, which this node has not",
+        ),
+        (
+            pools("{name: a, select: {}, health: {carrier: no}}"),
+            "pools[0].health.carrier: expected `str`, got `bool`; put quotes around it",
+        ),
+        (
+            pools("{name: a, select: {}, health: {pfDown: sick}}"),
+            "pools[0].health.pfDown: invalid enum value 'sick'",
+        ),
+        (pools("{name: a, select: {}, health: {pfdown: ignore}}"), "pools[0].health.pfdown: unknown key"),
         (
             pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, limits: {vlans: [3]}}"),
             "pools[0].limits.vlans: [3] is not valid; expected no such key beside pools[0].withoutPf:"

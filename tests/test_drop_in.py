@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from node_agent.agent import Agent
+from device_plugin.allocator import Places
+from node_agent.agent import Agent, Roots
 from node_agent.config_source import CONFIG, ConfigSource, choose_source
 from node_agent.main import main
 from tests.cni_world import PF0, PF1, new_kernel, quiet_log
@@ -47,9 +48,12 @@ def test_its_resources_are_advertised_and_the_vfs_stay_as_they_are(folder: Path)
             config,
             kernel,
             quiet_log(),
-            run_dir=folder / "run",
-            kubelet_dir=folder / "kubelet",
-            lease_dir=folder / "leases",
+            roots=Roots(
+                run_dir=folder / "run",
+                kubelet_dir=folder / "kubelet",
+                lease_dir=folder / "leases",
+                places=Places(*(folder / name for name in ("dev", "sys", "cdi", "device-info"))),
+            ),
         )
         results: list[str | None] = []
         thread = threading.Thread(target=lambda: results.append(agent.run()))

@@ -27,7 +27,7 @@ class Scene:
             self.world.kubelet,
             lambda: Inventory(generation=1, pfs=read_pfs(self.world.kernel)),
             quiet_log(),
-            repair=repair,
+            repair=lambda: repair,
             clock=lambda: self.now,
         )
 

@@ -1,9 +1,11 @@
 """Adapter: the character devices of the host in /dev, and in sysfs which of them an RDMA device has.
 
-Sources: drivers/infiniband/core/uverbs_main.c and user_mad.c (classes infiniband_verbs and infiniband_mad
-below the parent of the RDMA device, attribute ibdev), drivers/infiniband/core/ucma.c (misc device rdma_cm).
+Sources: Documentation/driver-api/vfio.rst, drivers/infiniband/core/uverbs_main.c and user_mad.c (classes
+infiniband_verbs and infiniband_mad below the parent of the RDMA device, attribute ibdev), ucma.c beside them
+(misc device rdma_cm).
 """
 
+import os
 from pathlib import Path
 
 
@@ -16,6 +18,11 @@ class DeviceNodes:
 
     def exists(self, node: str) -> bool:
         return (self._dev / node.removeprefix("/dev/")).exists()
+
+    def of_vfio(self) -> frozenset[str]:
+        """Below /dev/vfio: IOMMU groups ("12") and, since Linux 6.2, single devices ("devices/vfio3")."""
+        vfio = self._dev / "vfio"
+        return frozenset(_list(vfio)) | {f"devices/{name}" for name in _list(vfio / "devices")}
 
     def of_rdma(self, device: str) -> list[tuple[str, str]]:
         """What the kernel has for an RDMA device, by kind: `("uverbs", "/dev/infiniband/uverbs3")`. Kinds are
@@ -31,6 +38,14 @@ class DeviceNodes:
         parent = self._class / "infiniband" / device / "device"  # may have several RDMA devices
         folders = sorted((parent / class_name).glob(f"{kind}[0-9]*"))
         return [folder.name for folder in folders if _read(folder / "ibdev") == device]
+
+
+def _list(folder: Path) -> list[str]:
+    """Nothing where it is absent."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _read(path: Path) -> str | None:
