@@ -20,6 +20,7 @@ _KERNEL_ARGUMENTS = (
     "console=ttyS0 loglevel=4 intel_iommu=on iommu=pt panic=-1 oops=panic "
     "random.trust_cpu=on mitigations=off audit=0 nokaslr no_timer_check"
 )
+CPUS = 2
 NICS = 2
 
 
@@ -85,7 +86,8 @@ class Machine:
         self.qmp.close()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the machine switched itself off within the time. QEMU's own complaint raises."""
+        """Whether the machine switched itself off within the time; ask as often as you like. QEMU's own
+        complaint raises."""
         try:
             said, _ = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -112,7 +114,7 @@ def _command_line(
     command = [which("qemu-system-x86_64") or "qemu-system-x86_64", "-nodefaults", "-no-user-config"]
     # rdrand: without it the first Python waits a second for the kernel's random numbers.
     command += ["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand"]
-    command += ["-smp", "2", "-m", _MEMORY]
+    command += ["-smp", str(CPUS), "-m", _MEMORY]
     command += ["-device", "intel-iommu", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(base.kernel), "-initrd", str(initramfs), "-append", _KERNEL_ARGUMENTS]
     command += ["-chardev", f"file,id=console,path={_quoted(console)}", "-serial", "chardev:console"]
