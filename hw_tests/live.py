@@ -1,0 +1,73 @@
+"""Orchestrator: changes under an agent that runs, and how long the kubelet is wrong about them."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hw_tests.nics import Nic, wait_until
+from hw_tests.node import Node, resource_of
+
+TOLD_WITHIN_S = 5.0  # one second is the aim; the emulated CPU is ten times slower than a real one
+_LONGEST_S = 60.0
+
+
+@contextlib.contextmanager
+def edited(node: Node, pools: Mapping[Nic, Mapping[str, Any]]) -> Iterator[None]:
+    """Settings of these NICs' pools in the config file, which the agent is to read by itself; None takes one
+    away. In the end the file is as it was."""
+    usual = node.config.read_text()
+    config = yaml.safe_load(usual)
+    for nic, settings in pools.items():
+        pool = config["pools"][node.nics.index(nic)]
+        pool.update(settings)
+        for key in [key for key, value in settings.items() if value is None]:
+            del pool[key]
+    _put(node.config, yaml.safe_dump(config, sort_keys=False))
+    try:
+        yield
+    finally:
+        _put(node.config, usual)
+
+
+def _put(path: Path, text: str) -> None:
+    """As editors do: a whole new file takes the old one's name."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def healthy(node: Node, nic: Nic) -> set[str]:
+    """The VFs of this NIC that the kubelet would give to a pod."""
+    devices = node.kubelet.devices(resource_of(nic)).values()
+    return {device.id for device in devices if device.health == "Healthy"}
+
+
+def seconds_until_told(node: Node, nic: Nic, vfs: list[str], is_bad: Callable[[str], bool]) -> float:
+    """The longest time that the kubelet went on counting one of these VFs after it had become bad. To be
+    started before they do, on a thread of its own; looks every 10 ms."""
+    bad, told = dict[str, float](), dict[str, float]()
+
+    def look() -> bool:
+        now, counted = time.monotonic(), healthy(node, nic)
+        for vf in vfs:
+            if vf not in bad and is_bad(vf):
+                bad[vf] = now
+            if vf not in told and vf not in counted:
+                told[vf] = now
+        return len(bad) == len(told) == len(vfs)
+
+    wait_until(look, f"word to the kubelet of {', '.join(vfs)}", _LONGEST_S, poll_s=0.01)
+    return max(told[vf] - bad[vf] for vf in vfs)
+
+
+def wait_said(node: Node, start: int, *words: str) -> None:
+    """Until one line of the agent's log since `start` has all of these."""
+    wait_until(
+        lambda: any(all(word in line for word in words) for line in node.log_text(start).splitlines()),
+        f"line of the agent's log with {', '.join(words)}",
+        20.0,
+    )
