@@ -114,3 +114,26 @@ def test_a_busy_guest_is_late_at_times(guest: Guest) -> None:
         guest.lives(SILENCE_LIMIT_S - 1)
         assert guest.why_dead is None
         guest.says("alive 0", "alive 1")
+
+
+@pytest.mark.parametrize(
+    ("ended", "dead", "code", "words"),
+    [
+        (True, None, 125, "ended without a verdict"),
+        (False, None, 124, "no verdict within 600 s"),
+        (False, "CPU 0 is silent", 125, "CPU 0 is silent, the machine was killed"),
+    ],
+)
+def test_without_a_verdict_it_is_a_failure(
+    guest: Guest, ended: bool, dead: str | None, code: int, words: str
+) -> None:
+    guest.says("started 1", "alive 0")
+    judged, why = guest.verdict.judge(ended, dead, 600)
+    assert (judged, words in str(why)) == (code, True)
+
+
+@pytest.mark.parametrize(("ended", "dead"), [(True, None), (False, None), (False, "CPU 0 is silent")])
+def test_a_verdict_holds_however_the_machine_ended(guest: Guest, ended: bool, dead: str | None) -> None:
+    """One that does not get itself switched off has run its command all the same."""
+    guest.says("started 1", "exit 3")
+    assert guest.verdict.judge(ended, dead, 600) == (3, None)

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 from hw_tests.rig.environment import ensure_environment_disk
-from hw_tests.rig.guest import EXIT_NO_VERDICT, run_in_guest
+from hw_tests.rig.guest import run_in_guest
 from hw_tests.rig.host import RigError, say
 from hw_tests.rig.image import ensure_base_image
 from hw_tests.rig.machine import terminate_on_sigterm
+from hw_tests.rig.verdict import EXIT_NO_VERDICT
 
 _EXIT_INTERRUPTED = 130
 

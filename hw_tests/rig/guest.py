@@ -18,8 +18,6 @@ from hw_tests.rig.image import BaseImage, ensure_base_image
 from hw_tests.rig.machine import CPUS, Channel, Machine, require_igb
 from hw_tests.rig.verdict import Verdict
 
-EXIT_TIMEOUT = 124
-EXIT_NO_VERDICT = 125
 _CONSOLES_KEPT = 20
 _CONSOLE_LINES_SHOWN = 60
 _LOOK_EVERY_S = 1.0
@@ -110,9 +108,10 @@ def _boot(base: BaseImage, disks: list[Path], work: Path, timeout_s: float) -> O
         with Machine(base, disks, work / _INITRAMFS, console, channels) as machine:
             ended, dead = _watch(machine, verdict, timeout_s)
     say(f"machine ended {_since(began)}")
-    exit_code, why = _judge(verdict.exit_code, ended, dead, timeout_s)
+    exit_code, why = verdict.judge(ended, dead, timeout_s)
     kept = _keep_console(console) if why else None
-    return Outcome(exit_code, why, kept, bool(why and dead and not output.any))
+    hung_early = why is not None and dead is not None and not output.any
+    return Outcome(exit_code, why, kept, hung_early)
 
 
 def _since(began: float) -> str:
@@ -125,17 +124,6 @@ def _watch(machine: Machine, verdict: Verdict, timeout_s: float) -> tuple[bool, 
     while not (ended := machine.wait(_LOOK_EVERY_S)) and not dead and time.monotonic() < deadline:
         dead = verdict.why_dead()
     return ended, dead
-
-
-def _judge(exit_code: int | None, ended: bool, dead: str | None, timeout_s: float) -> tuple[int, str | None]:
-    """Exit code, and the reason if it is not the command's own. Only an explicit verdict counts."""
-    if exit_code is not None:
-        return exit_code, None
-    if dead:
-        return EXIT_NO_VERDICT, f"{dead}, the machine was killed"
-    if not ended:
-        return EXIT_TIMEOUT, f"no verdict within {timeout_s:.0f} s, the machine was killed"
-    return EXIT_NO_VERDICT, "the machine ended without a verdict: its kernel crashed, or pid 1 died"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from hw_tests.rig.lines import Lines
 
+EXIT_TIMEOUT = 124
+EXIT_NO_VERDICT = 125
+
 # A boot takes up to 70 s while others use the machine's cores; nobody gains by a limit that is close to it.
 START_LIMIT_S = 240.0
 SILENCE_LIMIT_S = 120.0
@@ -50,3 +53,14 @@ class Verdict:
         if not silent:
             return None
         return f"no sign of life from CPU {' and '.join(silent)} of the guest for {SILENCE_LIMIT_S:.0f} s"
+
+    def judge(self, ended: bool, dead: str | None, timeout_s: float) -> tuple[int, str | None]:
+        """Exit code, and the reason if it is not the command's own. Only an explicit verdict counts. `ended`:
+        the machine switched itself off; `dead`: why it was not waited for any longer."""
+        if self.exit_code is not None:
+            return self.exit_code, None
+        if dead is not None:
+            return EXIT_NO_VERDICT, f"{dead}, the machine was killed"
+        if not ended:
+            return EXIT_TIMEOUT, f"no verdict within {timeout_s:.0f} s, the machine was killed"
+        return EXIT_NO_VERDICT, "the machine ended without a verdict: its kernel crashed, or pid 1 died"
