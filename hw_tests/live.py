@@ -10,6 +10,7 @@ import yaml
 
 from hw_tests.nics import Nic, wait_until
 from hw_tests.node import Node, resource_of
+from tests.stub_kubelet import StubKubelet
 
 TOLD_WITHIN_S = 5.0  # one second is the aim; the emulated CPU is ten times slower than a real one
 _LONGEST_S = 60.0
@@ -38,6 +39,19 @@ def _put(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)
+
+
+@contextlib.contextmanager
+def other_kubelet(node: Node, **habits: Any) -> Iterator[None]:
+    """One with these habits takes the usual one's place, as after an upgrade; in the end it comes back."""
+    usual, node.kubelet = node.kubelet, StubKubelet(node.kubelet_dir, **habits)
+    usual.stop()
+    try:
+        with node.kubelet:
+            yield
+    finally:
+        node.kubelet = usual
+        usual.start()
 
 
 def healthy(node: Node, nic: Nic) -> set[str]:

@@ -3,12 +3,13 @@ no restart, and pods can go. What the kubelet was told is read from the stub's l
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 from hw_tests.conftest import REPORT
 from hw_tests.faults import cable_pulled, unplugged
-from hw_tests.live import TOLD_WITHIN_S, edited, healthy, seconds_until_told, wait_said
+from hw_tests.live import TOLD_WITHIN_S, edited, healthy, other_kubelet, seconds_until_told, wait_said
 from hw_tests.nics import PCI_DEVICES, Nic, wait_for_carrier, wait_until
 from hw_tests.node import Node, resource_of
 from hw_tests.runtime import host_local, network
@@ -16,6 +17,7 @@ from hw_tests.stage import Stage
 
 CONF = network("live", vlan=100, mac="02:00:00:00:cd:61", ipam=host_local({"subnet": "198.18.61.0/24"}))
 BACK_S = 60.0
+SOME = 3
 
 Measure = Callable[[Nic, list[str], Callable[[str], bool]], Callable[[str], None]]
 
@@ -85,61 +87,82 @@ def test_a_nic_is_unplugged_with_a_vf_in_a_pod(node: Node, stage: Stage, measure
 
 
 @pytest.mark.usefixtures("faults")
-def test_a_cable_is_pulled(node: Node, stage: Stage, measure: Measure) -> None:
-    """VFs of a pool that goes by the carrier are no good without one, those of another pool are."""
-    nic = node.nics[0]
+def test_cables_are_pulled(node: Node, stage: Stage, measure: Measure, two_nics: tuple[Nic, Nic]) -> None:
+    """VFs of a pool that goes by the carrier are no good without one. The other pool comes to ignore it."""
+    by_carrier, other = two_nics
     start = node.log.stat().st_size
-    by_carrier = {nic: {"health": {"carrier": "unhealthy"}}}
-    with edited(node, by_carrier):
-        told = measure(nic, nic.vf_addresses(), lambda vf: not nic.has_carrier)
-        with cable_pulled(nic):
-            told("a cable is pulled")
-            wait_said(node, start, nic.vf_address(0), "carrier")
-            with edited(node, {nic: {"health": {"carrier": "ignore"}}}):
-                node.kubelet.wait_devices(resource_of(nic), nic.vfs_used, BACK_S)
-            node.kubelet.wait_devices(resource_of(nic), 0, BACK_S)
-        node.kubelet.wait_devices(resource_of(nic), nic.vfs_used, BACK_S)
+    unhealthy = {"health": {"carrier": "unhealthy"}}
+    with edited(node, {by_carrier: unhealthy, other: unhealthy}), ExitStack() as cables:
+        told = measure(by_carrier, by_carrier.vf_addresses(), lambda vf: not by_carrier.has_carrier)
+        for nic in two_nics:
+            cables.enter_context(cable_pulled(nic))
+        told("a cable is pulled")
+        wait_said(node, start, by_carrier.vf_address(0), "carrier")
+        node.kubelet.wait_devices(resource_of(other), 0, BACK_S)
+        with edited(node, {other: {"health": {"carrier": "ignore"}}}):
+            node.kubelet.wait_devices(resource_of(other), other.vfs_used, BACK_S)
+            assert healthy(node, by_carrier) == set()
+            cables.close()
+            wait_for_carrier(two_nics)
+            node.kubelet.wait_devices(resource_of(by_carrier), by_carrier.vfs_used, BACK_S)
 
 
-def test_a_vf_loses_its_driver(node: Node, stage: Stage, measure: Measure) -> None:
-    nic, start = node.nics[0], node.log.stat().st_size
+def test_a_vf_loses_its_driver_for_a_moment(node: Node, stage: Stage) -> None:
+    """It is bound again by policy."""
+    nic = node.nics[0]
     vf = nic.vf_address(nic.vfs_used - 1)
-    driver = PCI_DEVICES.parent / "drivers" / str(driver_of(vf))
-    told = measure(nic, [vf], lambda vf: driver_of(vf) is None)
-    (driver / "unbind").write_text(vf)
-    try:
-        told("a VF loses its driver")
-        assert healthy(node, nic) == {*nic.vf_addresses()} - {vf}
-        assert node.kubelet.devices(resource_of(nic))[vf].health == "Unhealthy"
-        wait_said(node, start, vf, "driver")
-    finally:
-        (driver / "bind").write_text(vf)
+    (PCI_DEVICES / vf / "driver/unbind").write_text(vf)
+    wait_until(lambda: driver_of(vf) == "igbvf", f"driver of {vf}", BACK_S)
     node.kubelet.wait_devices(resource_of(nic), nic.vfs_used, BACK_S)
 
 
-def test_somebody_else_makes_and_removes_vfs(node: Node, stage: Stage, measure: Measure) -> None:
-    """In a pool that nobody asked to make VFs. That the new config is in force shows in its fewer VFs."""
-    nic, some = node.nics[-1], 3
-    select = {"pfNames": [f"{nic.name}#0-{some - 1}"]}
-    with edited(node, {nic: {"select": select, "vfs": None}}):
-        node.kubelet.wait_devices(resource_of(nic), some, BACK_S)
-        assert nic.num_vfs == nic.vfs_used
-        told = measure(nic, nic.vf_addresses()[:some], is_gone)
+class TestVfsOfSomebodyElse:
+    """A pool that nobody asked to make VFs, or to keep their drivers."""
+
+    @pytest.fixture
+    def nic(self, node: Node, stage: Stage) -> Iterator[Nic]:
+        """That the new config is in force shows in its fewer VFs."""
+        nic = node.nics[-1]
+        select = {"pfNames": [f"{nic.name}#0-{SOME - 1}"]}
+        with edited(node, {nic: {"select": select, "vfs": None}}):
+            node.kubelet.wait_devices(resource_of(nic), SOME, BACK_S)
+            assert nic.num_vfs == nic.vfs_used
+            yield nic
+            nic.set_num_vfs(0)
+            node.kubelet.wait_devices(resource_of(nic), 0, BACK_S)
+
+    def test_they_go_and_come(self, node: Node, measure: Measure, nic: Nic) -> None:
+        told = measure(nic, nic.vf_addresses()[:SOME], is_gone)
         nic.set_num_vfs(0)
         told("somebody removes VFs")
-
-        nic.set_num_vfs(some)
+        nic.set_num_vfs(SOME)
         wait_until(lambda: healthy(node, nic) == set(nic.vf_addresses()), "the new VFs", TOLD_WITHIN_S)
-        nic.set_num_vfs(0)
-        node.kubelet.wait_devices(resource_of(nic), 0, BACK_S)
+
+    def test_a_driver_is_unbound_and_bound(self, node: Node, measure: Measure, nic: Nic) -> None:
+        vf, start = nic.vf_address(SOME - 1), node.log.stat().st_size
+        driver = (PCI_DEVICES / vf / "driver").resolve()
+        told = measure(nic, [vf], lambda vf: driver_of(vf) is None)
+        (driver / "unbind").write_text(vf)
+        told("somebody unbinds a driver")
+        assert node.kubelet.devices(resource_of(nic))[vf].health == "Unhealthy"
+        assert healthy(node, nic) == {*nic.vf_addresses()[:SOME]} - {vf}
+        wait_said(node, start, vf, "driver")
+        (driver / "bind").write_text(vf)
+        node.kubelet.wait_devices(resource_of(nic), SOME, BACK_S)
 
 
-def test_the_kubelet_is_restarted(node: Node, stage: Stage) -> None:
-    before = len(node.kubelet.registrations())
-    pod, _ = stage.attach_new("stays", node.nics[0], CONF)
-    for _ in range(2):
-        node.kubelet.restart()
+@pytest.mark.parametrize(
+    "habits", [{"looks": False}, {"takes_calls": False}], ids=["is called", "looks itself"]
+)
+def test_the_kubelet_is_restarted(node: Node, stage: Stage, habits: dict[str, bool]) -> None:
+    """In both ways of registration; a pod stays, and can go."""
+    with other_kubelet(node, **habits):
         node.wait_registered()
-    again = node.kubelet.registrations()[before:]
-    assert sorted(again) == sorted(2 * [resource_of(nic) for nic in node.nics])
-    stage.detach(pod)
+        pod, _ = stage.attach_new("stays", node.nics[0], CONF)
+        for _ in range(2):
+            before = len(node.kubelet.registrations())
+            node.kubelet.restart()
+            node.wait_registered()
+            again = node.kubelet.registrations()[before:]
+            assert sorted(again) == sorted(resource_of(nic) for nic in node.nics)
+        stage.detach(pod)
