@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,21 @@ def healthy(node: Node, nic: Nic) -> set[str]:
     return {device.id for device in devices if device.health == "Healthy"}
 
 
-def seconds_until_told(node: Node, nic: Nic, vfs: list[str], is_bad: Callable[[str], bool]) -> float:
-    """The longest time that the kubelet went on counting one of these VFs after it had become bad. To be
-    started before they do, on a thread of its own; looks every 10 ms."""
+@dataclass(frozen=True)
+class Delay:
+    """Between what the kernel did to VFs and the kubelet's knowing it, in seconds. `each`: the longest for
+    one VF. `last`: after the last of them; while the kernel is at it, it often lets nobody read."""
+
+    each: float
+    last: float
+
+    def __str__(self) -> str:
+        return f"{self.last * 1000:.0f} ms after the last of it, {self.each * 1000:.0f} ms at most for one VF"
+
+
+def watch_until_told(node: Node, nic: Nic, vfs: list[str], is_bad: Callable[[str], bool]) -> Delay:
+    """Until the kubelet counts none of these VFs. To be started before they become bad, on a thread of its
+    own; looks every 10 ms."""
     bad, told = dict[str, float](), dict[str, float]()
 
     def look() -> bool:
@@ -75,7 +88,7 @@ def seconds_until_told(node: Node, nic: Nic, vfs: list[str], is_bad: Callable[[s
         return len(bad) == len(told) == len(vfs)
 
     wait_until(look, f"word to the kubelet of {', '.join(vfs)}", _LONGEST_S, poll_s=0.01)
-    return max(told[vf] - bad[vf] for vf in vfs)
+    return Delay(max(told[vf] - bad[vf] for vf in vfs), max(told.values()) - max(bad.values()))
 
 
 def wait_said(node: Node, start: int, *words: str) -> None:
