@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,34 +61,38 @@ def healthy(node: Node, nic: Nic) -> set[str]:
     return {device.id for device in devices if device.health == "Healthy"}
 
 
-@dataclass(frozen=True)
-class Delay:
-    """Between what the kernel did to VFs and the kubelet's knowing it, in seconds. `each`: the longest for
-    one VF. `last`: after the last of them; while the kernel is at it, it often lets nobody read."""
+@dataclass
+class Looks:
+    """When each VF was first seen to be bad, and first not counted by the kubelet; by time.monotonic."""
 
-    each: float
-    last: float
+    bad: dict[str, float] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        return f"{self.last * 1000:.0f} ms after the last of it, {self.each * 1000:.0f} ms at most for one VF"
+    def longest_s(self) -> float:
+        """For one VF."""
+        return max(self.told[vf] - bad for vf, bad in self.bad.items())
+
+    def after_s(self, kernel_done: float) -> float:
+        """From when the kernel was through with all of them: before, it often lets nobody read how it is."""
+        return max(0.0, max(self.told.values()) - max(kernel_done, *self.bad.values()))
 
 
-def watch_until_told(node: Node, nic: Nic, vfs: list[str], is_bad: Callable[[str], bool]) -> Delay:
+def look_until_told(node: Node, nic: Nic, vfs: list[str], is_bad: Callable[[str], bool]) -> Looks:
     """Until the kubelet counts none of these VFs. To be started before they become bad, on a thread of its
     own; looks every 10 ms."""
-    bad, told = dict[str, float](), dict[str, float]()
+    looks = Looks()
 
     def look() -> bool:
         now, counted = time.monotonic(), healthy(node, nic)
         for vf in vfs:
-            if vf not in bad and is_bad(vf):
-                bad[vf] = now
-            if vf not in told and vf not in counted:
-                told[vf] = now
-        return len(bad) == len(told) == len(vfs)
+            if is_bad(vf):
+                looks.bad.setdefault(vf, now)
+            if vf not in counted:
+                looks.told.setdefault(vf, now)
+        return len(looks.bad) == len(looks.told) == len(vfs)
 
     wait_until(look, f"word to the kubelet of {', '.join(vfs)}", _LONGEST_S, poll_s=0.01)
-    return Delay(max(told[vf] - bad[vf] for vf in vfs), max(told.values()) - max(bad.values()))
+    return looks
 
 
 def wait_said(node: Node, start: int, *words: str) -> None:
