@@ -44,15 +44,22 @@ def _put(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def other_kubelet(node: Node, **habits: Any) -> Iterator[None]:
-    """One with these habits takes the usual one's place, as after an upgrade; in the end it comes back."""
-    usual, node.kubelet = node.kubelet, StubKubelet(node.kubelet_dir, **habits)
-    usual.stop()
+    """One with these habits is there when the agent starts; in the end all is as usual again."""
+    usual = node.kubelet
+    _start_with(node, StubKubelet(node.kubelet_dir, **habits))
     try:
-        with node.kubelet:
-            yield
+        yield
     finally:
-        node.kubelet = usual
-        usual.start()
+        _start_with(node, usual)
+
+
+def _start_with(node: Node, kubelet: StubKubelet) -> None:
+    node.stop()
+    node.kubelet.stop()
+    node.kubelet = kubelet
+    kubelet.start()
+    node.start()
+    node.wait_registered()
 
 
 def healthy(node: Node, nic: Nic) -> set[str]:
