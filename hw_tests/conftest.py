@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hw_tests.faults import UNAVAILABLE
 from hw_tests.nics import Nic, Unusable, as_found, find_nics, named_nics, settle
 from hw_tests.node import Node, running_node
 from hw_tests.runtime import EXECUTABLE
@@ -96,6 +97,13 @@ def two_nics(nics: tuple[Nic, ...]) -> tuple[Nic, Nic]:
     if len(nics) < 2:
         pytest.skip("this goes from one PF to another: give two of them on one wire with --pf")
     return nics[0], nics[1]
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> None:
+    """For tests that make faults of a NIC: `hw_tests.faults` works."""
+    if request.config.getoption("rig") == "metal":
+        pytest.skip(UNAVAILABLE)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,5 @@
 """The agent goes away and comes back: what is attached keeps working, is counted, and can be detached."""
 
-import re
-import signal
-import subprocess
 from pathlib import Path
 from threading import Thread
 
@@ -14,35 +11,10 @@ from hw_tests.node import Node, render_config, resource_of
 from hw_tests.runtime import IFNAME, Answer, CniError, Pod, host_local, network, wait_for_ping
 from hw_tests.snapshot import Snapshot, differences, read_snapshot, wait_for_same
 from hw_tests.stage import Stage
+from hw_tests.traffic import Traffic
 
 CONF = network("steady", vlan=100, trust="on", ipam=host_local({"subnet": "198.18.8.0/24"}))
 NOT_AVAILABLE = 50
-
-
-class Traffic:
-    """Echo requests from one pod to an address, five a second, until they are counted."""
-
-    def __init__(self, pod: Pod, address: str, log: Path) -> None:
-        self._log = log
-        words = pod.command("ping", "-n", "-i", "0.2", address)
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(words, stdout=out)
-
-    def wait_for_more(self, count: int = 5) -> None:
-        """Until so many replies have come since now."""
-        goal = self._replies() + count
-        wait_until(lambda: self._replies() >= goal, f"{count} more replies", 10)
-
-    def stop(self) -> tuple[int, int]:
-        """Sent and answered."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(10)
-        summary = re.search(r"(\d+) packets transmitted, (\d+) received", self._log.read_text())
-        assert summary is not None, self._log.read_text()
-        return int(summary[1]), int(summary[2])
-
-    def _replies(self) -> int:
-        return self._log.read_text().count("bytes from")
 
 
 def test_killed_in_the_middle_of_traffic(

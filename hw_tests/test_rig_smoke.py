@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hw_tests.faults import cable_pulled, unplugged
+from hw_tests.nics import find_nics, wait_for_carrier, wait_until
+
 VFS = 7
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 
@@ -102,3 +105,44 @@ def test_pfs_are_on_one_wire(pf: Path) -> None:
         _until(lambda: all(carrier.read_text().strip() == "1" for carrier in carriers), "carrier on both PFs")
     finally:
         subprocess.run(["ip", "link", "set", other, "down"], check=True)
+
+
+@pytest.mark.usefixtures("faults")
+def test_a_nic_is_unplugged_and_comes_back_in_its_place(pf: Path) -> None:
+    """With VFs, one of them in a network namespace: all of it goes."""
+    found = find_nics()
+    (pf / "sriov_numvfs").write_text("2")
+    vfs = [(pf / f"virtfn{index}").resolve() for index in range(2)]
+    _until(lambda: all(_netdev(vf) is not None for vf in vfs), "a netdev for every VF")
+    subprocess.run(["ip", "netns", "add", "smoke"], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", str(_netdev(vfs[0])), "netns", "smoke"], check=True)
+        with unplugged(found[0]):
+            assert not any(device.exists() for device in (pf, *vfs))
+            links = subprocess.run(
+                ["ip", "-n", "smoke", "-o", "link"], capture_output=True, text=True, check=True
+            )
+            assert len(links.stdout.splitlines()) == 1, links.stdout
+            assert find_nics() == found[1:]
+        assert find_nics() == found
+        assert (found[0].num_vfs, found[0].is_up) == (0, False)
+        subprocess.run(["ip", "link", "set", found[0].name, "up"], check=True)
+        (pf / "sriov_numvfs").write_text(str(VFS))
+        assert [(pf / f"virtfn{index}").resolve() for index in range(2)] == vfs
+        assert all(_driver(pf / f"virtfn{index}") == "igbvf" for index in range(VFS))
+    finally:
+        subprocess.run(["ip", "netns", "delete", "smoke"], check=True)
+
+
+@pytest.mark.usefixtures("faults")
+def test_a_cable_is_pulled_and_plugged(pf: Path) -> None:
+    mine, other = find_nics()
+    subprocess.run(["ip", "link", "set", other.name, "up"], check=True)
+    try:
+        wait_for_carrier((mine, other))
+        with cable_pulled(mine):
+            wait_until(lambda: not mine.has_carrier, "end of the carrier", 10)
+            assert mine.is_up
+        wait_for_carrier((mine, other))
+    finally:
+        subprocess.run(["ip", "link", "set", other.name, "down"], check=True)

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from hw_tests.rig.environment import ensure_environment_disk
-from hw_tests.rig.guest import EXIT_NO_VERDICT, Outcome, run_in_guest
+from hw_tests.rig.guest import run_in_guest
 from hw_tests.rig.host import RigError, say
 from hw_tests.rig.image import ensure_base_image
 from hw_tests.rig.machine import terminate_on_sigterm
+from hw_tests.rig.verdict import EXIT_NO_VERDICT
 
-_CONSOLE_LINES_SHOWN = 60
 _EXIT_INTERRUPTED = 130
 
 
@@ -42,20 +42,8 @@ def _run(options: argparse.Namespace) -> int:
         keep_console=options.keep_console,
         env=env,
     )
-    _tell(outcome)
+    outcome.tell()
     return outcome.exit_code
-
-
-def _tell(outcome: Outcome) -> None:
-    if outcome.why is None:
-        return
-    say(outcome.why)
-    if outcome.console is not None:
-        lines = outcome.console.read_text(errors="replace").splitlines()
-        say(f"the end of the machine's console (all of it: {outcome.console}):")
-        for line in lines[-_CONSOLE_LINES_SHOWN:]:
-            print(f"  | {line.rstrip()}", file=sys.stderr)
-        sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

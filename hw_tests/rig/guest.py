@@ -7,47 +7,56 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hw_tests.rig.boot import write_initramfs, write_source_disk
 from hw_tests.rig.environment import ensure_environment_disk
 from hw_tests.rig.host import cache_dir, cache_lock, locked_folder, require, say, step
-from hw_tests.rig.image import ensure_base_image
-from hw_tests.rig.machine import Channel, Machine, require_igb
+from hw_tests.rig.image import BaseImage, ensure_base_image
+from hw_tests.rig.machine import CPUS, Channel, Machine, require_igb
+from hw_tests.rig.verdict import Verdict
 
-EXIT_TIMEOUT = 124
-EXIT_NO_VERDICT = 125
 _CONSOLES_KEPT = 20
+_CONSOLE_LINES_SHOWN = 60
+_LOOK_EVERY_S = 1.0
+_INITRAMFS, _CONSOLE, _FILES = "initramfs", "console.log", "files.tar"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `exit_code` is the command's own unless `why` says that there is none."""
+    """How a run ended. `exit_code` is the command's own unless `why` says that there is none. `hung_early`:
+    the guest stood still, and nothing of the command's output had come."""
 
     exit_code: int
     why: str | None
     console: Path | None
+    hung_early: bool
+
+    def tell(self) -> None:
+        """Why there is no verdict, and what the kernel said last."""
+        if self.why is None:
+            return
+        say(self.why)
+        if self.console is not None:
+            lines = self.console.read_text(errors="replace").splitlines()
+            say(f"the end of the machine's console (all of it: {self.console}):")
+            for line in lines[-_CONSOLE_LINES_SHOWN:]:
+                print(f"  | {line.rstrip()}", file=sys.stderr)
+            sys.stderr.flush()
 
 
-@dataclass
-class Verdict:
-    """What the guest says on its control channel: `started UPTIME`, then `exit CODE`."""
+class _Output:
+    """The command's output, on our stdout."""
 
-    on_start: Callable[[], None]
-    exit_code: int | None = None
-    _pending: bytes = field(default=b"", repr=False)
+    def __init__(self) -> None:
+        self.any = False
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes; a line that is cut short counts for nothing."""
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for line in lines:
-            match line.decode(errors="replace").split():
-                case ["started", _]:
-                    self.on_start()
-                case ["exit", code] if code.isdecimal():
-                    self.exit_code = int(code)
+    def write(self, data: bytes) -> None:
+        self.any = True
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def run_in_guest(
@@ -57,12 +66,11 @@ def run_in_guest(
     out: Path | None = None,
     keep_console: Path | None = None,
     env: Mapping[str, str] | None = None,
-    on_machine: Callable[[Machine], None] = lambda machine: None,
 ) -> Outcome:
     """Boot, run the command with its output on our stdout, power off.
 
-    What the command leaves in `$RIG_OUT` lands in the folder `out`. `on_machine` gets the running machine
-    right after its start and may keep its `qmp` for use from another thread while the guest runs.
+    What the command leaves in `$RIG_OUT` lands in the folder `out`. A guest that hangs before the command has
+    said anything is booted once more; one that hangs later is a failure, since the command may be why.
     """
     require("qemu-system-x86_64", "mke2fs", "setpriv")
     require_igb()
@@ -71,28 +79,51 @@ def run_in_guest(
     with _run_folder() as work:
         with step("packing the project's tree"):
             source = write_source_disk(base, work, command, env or {})
-            write_initramfs(base, work / "initramfs")
-        booting = time.monotonic()
-        say("booting the emulated machine ...")
-        verdict = Verdict(lambda: say(f"booting the emulated machine: {time.monotonic() - booting:.1f} s"))
-        console, files = work / "console.log", work / "files.tar"
-        with files.open("wb") as archive:
-            channels = [
-                Channel("verdict", verdict.feed),
-                Channel("output", _to_stdout),
-                Channel("files", archive.write),
-            ]
-            disks = [base.root_disk, environment, source]
-            with Machine(base, disks, work / "initramfs", console, channels) as machine:
-                on_machine(machine)
-                ended = machine.wait(timeout_s)
-        say(f"machine ended {time.monotonic() - booting:.1f} s after its start")
-        exit_code, why = _judge(ended, verdict.exit_code, timeout_s)
+            write_initramfs(base, work / _INITRAMFS)
+        disks = [base.root_disk, environment, source]
+        outcome = _boot(base, disks, work, timeout_s)
+        if outcome.hung_early:
+            outcome.tell()
+            say("THE GUEST HUNG before the first output of the command: the machine is booted once more")
+            outcome = _boot(base, disks, work, timeout_s)
         if out is not None:
-            _bring_out(files, out)
+            _bring_out(work / _FILES, out)
         if keep_console is not None:
-            shutil.copyfile(console, keep_console)
-        return Outcome(exit_code, why, _keep_console(console) if why else None)
+            shutil.copyfile(work / _CONSOLE, keep_console)
+        return outcome
+
+
+def _boot(base: BaseImage, disks: list[Path], work: Path, timeout_s: float) -> Outcome:
+    """One life of the machine, which leaves its disks as they are."""
+    say("booting the emulated machine ...")
+    began = time.monotonic()
+    output, verdict = _Output(), Verdict(CPUS, time.monotonic, lambda: say(f"booted {_since(began)}"))
+    console = work / _CONSOLE
+    with (work / _FILES).open("wb") as archive:
+        channels = [
+            Channel("verdict", verdict.feed),
+            Channel("output", output.write),
+            Channel("files", archive.write),
+        ]
+        with Machine(base, disks, work / _INITRAMFS, console, channels) as machine:
+            ended, dead = _watch(machine, verdict, timeout_s)
+    say(f"machine ended {_since(began)}")
+    exit_code, why = verdict.judge(ended, dead, timeout_s)
+    kept = _keep_console(console) if why else None
+    hung_early = why is not None and dead is not None and not output.any
+    return Outcome(exit_code, why, kept, hung_early)
+
+
+def _since(began: float) -> str:
+    return f"{time.monotonic() - began:.1f} s after its start"
+
+
+def _watch(machine: Machine, verdict: Verdict, timeout_s: float) -> tuple[bool, str | None]:
+    """Until the machine is off (the first) or has to go: it is dead (the second), or its time is over."""
+    deadline, dead = time.monotonic() + timeout_s, None
+    while not (ended := machine.wait(_LOOK_EVERY_S)) and not dead and time.monotonic() < deadline:
+        dead = verdict.why_dead()
+    return ended, dead
 
 
 @contextlib.contextmanager
@@ -108,20 +139,6 @@ def _run_folder() -> Iterator[Path]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=runs)))
             stack.enter_context(locked_folder(folder))
         yield folder
-
-
-def _to_stdout(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-
-
-def _judge(ended: bool, exit_code: int | None, timeout_s: float) -> tuple[int, str | None]:
-    """Exit code, and the reason if it is not the command's own. Only an explicit verdict counts."""
-    if exit_code is not None:
-        return exit_code, None
-    if not ended:
-        return EXIT_TIMEOUT, f"no verdict within {timeout_s:.0f} s, the machine was killed"
-    return EXIT_NO_VERDICT, "the machine ended without a verdict: its kernel crashed, or pid 1 died"
 
 
 def _bring_out(files: Path, out: Path) -> None:

@@ -1,15 +1,18 @@
-"""Adapter: the emulated machine: QEMU with two igb NICs and a plain one on one wire, and byte channels into
-the guest."""
+"""Adapter: the emulated machine: QEMU with igb NICs and a plain one on one wire, and byte channels into the
+guest, on one of which the guest asks for faults of its NICs."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from hw_tests.rig.emulated import NICS
+from hw_tests.rig.faults import FaultDesk
 from hw_tests.rig.host import RigError, run, which
 from hw_tests.rig.image import BaseImage
 from hw_tests.rig.qmp import Qmp
@@ -20,7 +23,7 @@ _KERNEL_ARGUMENTS = (
     "console=ttyS0 loglevel=4 intel_iommu=on iommu=pt panic=-1 oops=panic "
     "random.trust_cpu=on mitigations=off audit=0 nokaslr no_timer_check"
 )
-NICS = 2
+CPUS = 2
 
 
 class Channel:
@@ -42,6 +45,11 @@ class Channel:
             while data := self._ours.recv(65536):
                 self._consume(data)
 
+    def send(self, data: bytes) -> None:
+        """To the guest. Nobody hears it when QEMU is gone, which is no news to who reads here."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._ours.sendall(data)
+
     def finish(self) -> None:
         """Wait for the last byte; QEMU has to have ended."""
         self._thread.join()
@@ -53,11 +61,11 @@ class Machine:
     def __init__(
         self, base: BaseImage, disks: list[Path], initramfs: Path, console: Path, channels: list[Channel]
     ) -> None:
-        self._channels = channels
-        self._control, theirs = socket.socketpair()
-        self.qmp = Qmp(self._control)
-        command = _command_line(base, disks, initramfs, console, channels, theirs.fileno())
-        fds = [theirs.fileno(), *(channel.theirs.fileno() for channel in channels)]
+        control, theirs = socket.socketpair()
+        self._qmp = Qmp(control)
+        self._channels = [*channels, _fault_channel(self._qmp)]
+        command = _command_line(base, disks, initramfs, console, self._channels, theirs.fileno())
+        fds = [theirs.fileno(), *(channel.theirs.fileno() for channel in self._channels)]
         # setpriv: QEMU goes with its launcher, however that goes. A session of its own: Ctrl-C is ours.
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
@@ -82,10 +90,11 @@ class Machine:
         self._process.communicate()
         for channel in self._channels:
             channel.finish()
-        self.qmp.close()
+        self._qmp.close()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the machine switched itself off within the time. QEMU's own complaint raises."""
+        """Whether the machine switched itself off within the time; ask as often as you like. QEMU's own
+        complaint raises."""
         try:
             said, _ = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -95,6 +104,12 @@ class Machine:
                 f"QEMU ended with code {self._process.returncode}:\n{said.decode(errors='replace')}"
             )
         return True
+
+
+def _fault_channel(qmp: Qmp) -> Channel:
+    desk = FaultDesk(qmp)
+    channel = Channel("faults", lambda data: channel.send(desk.feed(data)))
+    return channel
 
 
 def require_igb() -> None:
@@ -112,7 +127,7 @@ def _command_line(
     command = [which("qemu-system-x86_64") or "qemu-system-x86_64", "-nodefaults", "-no-user-config"]
     # rdrand: without it the first Python waits a second for the kernel's random numbers.
     command += ["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand"]
-    command += ["-smp", "2", "-m", _MEMORY]
+    command += ["-smp", str(CPUS), "-m", _MEMORY]
     command += ["-device", "intel-iommu", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(base.kernel), "-initrd", str(initramfs), "-append", _KERNEL_ARGUMENTS]
     command += ["-chardev", f"file,id=console,path={_quoted(console)}", "-serial", "chardev:console"]
@@ -123,16 +138,20 @@ def _command_line(
     for channel in channels:
         command += ["-chardev", f"socket,id={channel.name},fd={channel.theirs.fileno()}"]
         command += ["-device", f"virtserialport,chardev={channel.name},name=rig.{channel.name}"]
-    for nic in range(1, NICS + 1):
-        command += ["-device", f"pcie-root-port,id=rp{nic},chassis={nic},slot={nic}"]
-        command += ["-netdev", f"hubport,id=wire{nic},hubid=0"]
-        mac = f"52:54:00:82:57:6{nic}"
-        # Without a root port of its own a NIC shows no VFs; without a boot ROM the BIOS is done sooner.
-        command += ["-device", f"igb,id=nic{nic},netdev=wire{nic},bus=rp{nic},romfile=,mac={mac}"]
+    for nic in NICS:
+        command += ["-device", _properties(nic.root_port)]
+        command += ["-netdev", _properties(nic.netdev)]
+        command += ["-device", _properties(nic.device)]
     # In the guest it stands for a VF whose PF is at a hypervisor: a NIC like any other.
     command += ["-netdev", "hubport,id=wire-plain,hubid=0"]
     command += ["-device", "e1000e,id=plain,netdev=wire-plain,romfile=,mac=52:54:00:10:d3:01"]
     return command
+
+
+def _properties(of: Mapping[str, str]) -> str:
+    """The first is what QEMU wants to hear by its value alone: a device's driver, a netdev's type."""
+    (first, *others) = of.items()
+    return ",".join([first[1], *(f"{name}={value}" for name, value in others)])
 
 
 def _quoted(path: Path) -> str:

@@ -2,18 +2,23 @@
 
 import json
 import socket
+from collections import deque
 from typing import Any
 
 from hw_tests.rig.host import RigError
+from hw_tests.rig.lines import Lines
 
 
 class Qmp:
-    """A connected QMP session; commands are answered one at a time."""
+    """A connected QMP session, for one thread; commands are answered one at a time."""
 
-    def __init__(self, connection: socket.socket, timeout_s: float = 30.0) -> None:
+    def __init__(self, connection: socket.socket, timeout_s: float = 60.0) -> None:
         connection.settimeout(timeout_s)
         self._connection = connection
-        self._stream = connection.makefile("rwb")
+        self._timeout_s = timeout_s
+        self._lines = Lines()
+        self._inbox = deque[dict[str, Any]]()
+        self._events: list[dict[str, Any]] = []  # since the last command was sent
         self._ready = False
 
     def command(self, name: str, /, **arguments: Any) -> Any:
@@ -22,21 +27,44 @@ class Qmp:
             self._reply("greeting", "QMP")
             self._ready = True
             self.command("qmp_capabilities")
+        self._events.clear()
         request = {"execute": name, "arguments": arguments}
-        self._stream.write(json.dumps(request).encode() + b"\n")
-        self._stream.flush()
+        self._connection.sendall(json.dumps(request).encode() + b"\n")
         return self._reply(name, "return")
+
+    def wait_event(self, name: str, /, **data: Any) -> None:
+        """Until there has been such an event, with this data, since the last command was sent."""
+
+        def came() -> bool:
+            return any(e["event"] == name and data.items() <= e.get("data", {}).items() for e in self._events)
+
+        while not came():
+            self._take(self._next(name))
 
     def _reply(self, name: str, key: str) -> Any:
         """The next message that is an answer: events come in between whenever they like."""
-        while line := self._stream.readline():
-            message = json.loads(line)
+        while True:
+            message = self._next(name)
             if "error" in message:
                 raise RigError(f"QMP {name}: {message['error']['desc']}")
             if key in message:
                 return message[key]
-        raise RigError(f"QMP {name}: QEMU is gone")
+            self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            self._events.append(message)
+
+    def _next(self, what: str) -> dict[str, Any]:
+        while not self._inbox:
+            try:
+                data = self._connection.recv(65536)
+            except TimeoutError as e:
+                raise RigError(f"QMP {what}: nothing came for {self._timeout_s:g} s") from e
+            if not data:
+                raise RigError(f"QMP {what}: QEMU is gone")
+            self._inbox += [json.loads(line) for line in self._lines.feed(data)]
+        return self._inbox.popleft()
 
     def close(self) -> None:
-        self._stream.close()
         self._connection.close()
