@@ -187,17 +187,20 @@ def test_device_information_stays_while_a_pod_has_the_device(node: Node) -> None
 def test_a_vfio_vf_is_reset_and_given_as_a_cdi_device(node: Node) -> None:
     for vf in node.vfs(PF1):
         node.kernel.bind_driver(vf, "vfio-pci")
-    (node.root / "dev/vfio").mkdir(parents=True)
+    vfio = node.root / "dev/vfio"
+    vfio.mkdir(parents=True)
+    for group in ("10", "11"):
+        (vfio / group).touch()
     config = """
 pools:
 - {name: slow, select: {pfNames: [ens2]}, allocation: {cdi: true, resetVfio: true}}
 """
     with running(node, config):
+        node.kubelet.wait_devices(SLOW, 2)
         with pytest.raises(grpc.RpcError, match=r"allocate VF .*: /dev/vfio/vfio is not there"):
             node.kubelet.allocate("default", "pod", SLOW)
         assert node.kernel.resets == []
-        for name in ("vfio", "10", "11"):
-            (node.root / "dev/vfio" / name).touch()
+        (vfio / "vfio").touch()
         given = node.kubelet.allocate("default", "pod", SLOW)
         assert node.kernel.resets == list(given.ids)
         names = [device.name for device in given.response.cdi_devices]

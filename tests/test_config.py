@@ -318,13 +318,16 @@ def test_pools_as_the_device_plugin_takes_them() -> None:
         ),
         (
             pools("{name: a, select: {}, health: {carrier: no}}"),
-            "pools[0].health.carrier: expected `str`, got `bool`; put quotes around it",
+            "pools[0].health.carrier: expected `str`, got `bool` (False); put quotes around it",
         ),
         (
             pools("{name: a, select: {}, health: {pfDown: sick}}"),
             "pools[0].health.pfDown: invalid enum value 'sick'",
         ),
-        (pools("{name: a, select: {}, health: {pfdown: ignore}}"), "pools[0].health.pfdown: unknown key"),
+        (
+            pools("{name: a, select: {}, health: {pfdown: ignore}}"),
+            "pools[0].health.pfdown: unknown key (its value is 'ignore'); did you mean pfDown?",
+        ),
         (
             pools("{name: a, withoutPf: true, select: {drivers: [igbvf]}, limits: {vlans: [3]}}"),
             "pools[0].limits.vlans: [3] is not valid; expected no such key beside pools[0].withoutPf:"

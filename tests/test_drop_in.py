@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
@@ -41,6 +42,10 @@ def write(folder: Path, content: object = FILE) -> Path:
 
 def test_its_resources_are_advertised_and_the_vfs_stay_as_they_are(folder: Path) -> None:
     kernel = new_kernel()
+    for name in ("ens0", "ens1"):
+        link = kernel.find(name)
+        assert link is not None
+        link.netdev = msgspec.structs.replace(link.netdev, up=True, carrier=True)
     before = kernel.snapshot()
     config = ConfigSource(write(folder), "openshift.io").read()
     with StubKubelet(folder / "kubelet") as kubelet:

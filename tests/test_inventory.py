@@ -55,8 +55,8 @@ def watched() -> Watched:
     return Watched()
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _DEADLINE_S
+def eventually(condition: Callable[[], bool], what: str, within_s: float = _DEADLINE_S) -> None:
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"did not happen: {what}"
         time.sleep(0.002)
@@ -99,6 +99,24 @@ def test_every_subscriber_hears_it_in_order(watched: Watched) -> None:
     watched.kernel.set_num_vfs(PF, 1)
     watched.keeper.refresh()
     assert heard == ["a1", "b1", "a2", "b2"]
+
+
+def test_a_look_that_waited_for_the_kernel_is_not_rested_from(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes VFs holds sysfs up for seconds; what comes after that is seen as soon as ever."""
+    read, free = watched.kernel.read_functions, threading.Event()
+
+    def read_when_free() -> list[PciFunction]:
+        free.wait(0.6)
+        return read()
+
+    monkeypatch.setattr(watched.kernel, "read_functions", read_when_free)
+    with watched.watching():
+        eventually(lambda: watched.heard != [], "the first look")
+        free.set()
+        watched.kernel.set_num_vfs(PF, 2)
+        eventually(lambda: num_vfs(watched.keeper.current) == 2, "it is seen", within_s=1.5)
 
 
 def test_a_look_that_fails_leaves_what_was_seen_before(

@@ -358,7 +358,8 @@ def test_a_vf_in_use_is_not_bound_to_another_driver(node: Node) -> None:
     attached = node.vf(PF0, 1)
     node.held[attached] = "default/trainer"
     reason = pending(node.plan(wants(2, all_of(2, driver=VFIO))))
-    assert reason == f"VF {attached} (default/trainer) is in use and cannot be bound to vfio-pci now"
+    who = f"VF {attached} (default/trainer) of ens0 ({PF0})"
+    assert reason == f"{who} is in use and cannot be bound to vfio-pci now"
 
 
 def test_a_refused_pf_does_not_hold_up_the_others(node: Node) -> None:

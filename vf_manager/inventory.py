@@ -13,7 +13,8 @@ from vf_manager.errors import SriovError
 from vf_manager.kernel.api import Kernel, KernelEvents
 from vf_manager.model import Inventory
 
-_REST_PER_LOOK = 4.0  # a pause is so many times as long as the look before: a fifth of a CPU at most
+_REST_PER_LOOK = 4.0  # a pause is so many times what the look before took of a CPU: a fifth of one at most
+_MAX_REST_S = 0.5  # what comes in the pause is to be seen within a second
 
 
 class InventoryKeeper:
@@ -67,14 +68,16 @@ class InventoryKeeper:
             for reason in events.unheard:
                 self._log.warning("not all events are heard", reason=reason, resync_s=self._resync_s)
             while not stop.is_set():
-                if not stop.wait(max(self._spacing_s, self._look() * _REST_PER_LOOK)):
+                rest_s = min(self._look() * _REST_PER_LOOK, _MAX_REST_S)
+                if not stop.wait(max(self._spacing_s, rest_s)):
                     events.wait(self._resync_s)
 
     def _look(self) -> float:
-        """The seconds that it took."""
-        began = time.monotonic()
+        """The seconds of a CPU that it took. Those that it waited for the kernel do not count: while VFs are
+        made it may be many, and the agent would be blind for a multiple of them."""
+        began = time.thread_time()
         try:
             self.refresh()
         except SriovError as e:
             self._log.warning("the inventory could not be read", error=str(e))
-        return time.monotonic() - began
+        return time.thread_time() - began

@@ -240,7 +240,8 @@ def _why_not_rebound(case: _Case) -> Refusal | None:
             holders = tuple(holder for holder in case.holders if holder.vf == vf.pci)
             return _pending(
                 case.pf.pci,
-                f"VF {holders[0]} is in use and cannot be bound to {driver_word(wanted.driver)} now",
+                f"VF {holders[0]} of {case.pf.label} is in use and cannot be bound to"
+                f" {driver_word(wanted.driver)} now",
                 holders,
             )
     return None

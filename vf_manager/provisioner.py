@@ -28,7 +28,7 @@ Holders = Callable[[], Mapping[PciAddress, str]]
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """`workers`: so many PFs at once, and so many VFs. What failed is not tried again for `retry_s`, unless
-    something else is wanted of that PF by then."""
+    something else is wanted of that PF by then, or it was gone meanwhile."""
 
     workers: int = 8
     lock_timeout_s: float = 5.0
@@ -156,6 +156,8 @@ class Provisioner:
     ) -> dict[PciAddress, tuple[Failure, ...]]:
         """Each attempt changes the inventory, and each change calls for an attempt: without a pause it would
         go on without end."""
+        there = {policy.pf for policy in policies}  # a PF that was unplugged comes back without its past
+        self._failed = {pf: failed for pf, failed in self._failed.items() if pf in there}
         known = ((policy, self._failed.get(policy.pf)) for policy in policies if policy.pf in wanted)
         return {
             policy.pf: failed[2]
