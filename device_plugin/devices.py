@@ -1,27 +1,30 @@
 """Pure: VFs in the words of the kubelet: devices, and what a container needs to use them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from vf_manager.errors import InvalidInput, NotFound, Refused, shorten
-from vf_manager.model import Vf, parse_pci_address
+from vf_manager.model import PciAddress, Vf, parse_pci_address
 
 HEALTHY = "Healthy"
+UNHEALTHY = "Unhealthy"
 
 _VFIO_DRIVER = "vfio-pci"
 _VFIO_CONTAINER = "/dev/vfio/vfio"  # Documentation/driver-api/vfio.rst
 
 
-def list_devices(vfs: Iterable[Vf]) -> pb.ListAndWatchResponse:
+def list_devices(vfs: Iterable[Vf], unhealthy: Container[PciAddress]) -> pb.ListAndWatchResponse:
     """The whole list, in the order given."""
-    return pb.ListAndWatchResponse(devices=[_device(vf) for vf in vfs])
+    return pb.ListAndWatchResponse(
+        devices=[_device(vf, UNHEALTHY if vf.pci in unhealthy else HEALTHY) for vf in vfs]
+    )
 
 
-def _device(vf: Vf) -> pb.Device:
+def _device(vf: Vf, health: str) -> pb.Device:
     if vf.numa_node is None:
-        return pb.Device(id=vf.pci, health=HEALTHY)
+        return pb.Device(id=vf.pci, health=health)
     topology = pb.TopologyInfo(nodes=[pb.NumaNode(id=vf.numa_node)])
-    return pb.Device(id=vf.pci, health=HEALTHY, topology=topology)
+    return pb.Device(id=vf.pci, health=health, topology=topology)
 
 
 def allocate(vfs: Sequence[Vf], request: pb.AllocateRequest, resource: str, env: str) -> pb.AllocateResponse:

@@ -5,7 +5,7 @@ for as long as its client stays, so their number is bounded and some workers are
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -14,8 +14,9 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin import devices
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from device_plugin.pools import Pool, env_name, resource_name
 from vf_manager.errors import InvalidInput, NotFound, Refused, SriovError
-from vf_manager.model import Vf
+from vf_manager.model import PciAddress, Vf
 
 MAX_STREAMS = 8  # a kubelet holds one; the rest is for streams that are ending and for people who look
 WORKERS = MAX_STREAMS + 4
@@ -24,20 +25,23 @@ Answer = TypeVar("Answer")
 
 
 class PoolService(rpc.DevicePluginServicer):
-    """`resource` is the full resource name, `env` the variable that carries the PCI addresses."""
+    """`prefix`: the node's. `resource` is the full resource name, `options` what else the kubelet may ask."""
 
-    def __init__(self, resource: str, env: str, log: FilteringBoundLogger) -> None:
-        self.resource = resource
-        self._env = env
-        self._log = log.bind(resource=resource)
+    def __init__(self, pool: Pool, prefix: str, log: FilteringBoundLogger) -> None:
+        prefix = pool.prefix or prefix
+        self.resource = resource_name(prefix, pool.name)
+        self.options = pb.DevicePluginOptions(preferred_allocation_available=True)
+        self._env = env_name(prefix, pool.name)
+        self._log = log.bind(resource=self.resource)
         self._changed = threading.Condition()  # guards all below
         self._vfs: tuple[Vf, ...] = ()
         self._list: pb.ListAndWatchResponse | None = None  # None: no inventory was seen yet
         self._streams: set[object] = set()
 
-    def update(self, vfs: Sequence[Vf]) -> None:
-        """Takes the VFs that the pool has now; open streams send them if the kubelet sees a difference."""
-        new = devices.list_devices(vfs)
+    def update(self, vfs: Sequence[Vf], unhealthy: Mapping[PciAddress, str]) -> None:
+        """Takes the VFs that the pool has now, and why some are unhealthy; open streams send them if the
+        kubelet sees a difference."""
+        new = devices.list_devices(vfs, unhealthy)
         with self._changed:
             self._vfs = tuple(vfs)
             if new != self._list:
@@ -61,7 +65,7 @@ class PoolService(rpc.DevicePluginServicer):
     def GetDevicePluginOptions(
         self, request: pb.Empty, context: grpc.ServicerContext
     ) -> pb.DevicePluginOptions:
-        return pb.DevicePluginOptions()
+        return self.options
 
     def ListAndWatch(
         self, request: pb.Empty, context: grpc.ServicerContext
