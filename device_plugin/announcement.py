@@ -15,9 +15,18 @@ from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from device_plugin.api import pluginregistration_v1_pb2_grpc as registration_rpc
 from device_plugin.endpoint import ServedSocket
-from device_plugin.registration import API_VERSION, RegisterCall, RegistrationFailed, WatchedPlugin, Way
+from device_plugin.registration import (
+    API_VERSION,
+    RegisterCall,
+    RegistrationFailed,
+    Verdict,
+    WatchedPlugin,
+    Way,
+)
 from device_plugin.service import WORKERS, PoolService
 from vf_manager.errors import SriovError
+
+_LOST = "the kubelet stopped listening"
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,14 +37,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     `unwatched_s`: how long the kubelet may be without a ListAndWatch stream after a registration.
     `register_s`: how long it may take for an answer to Register, which it gives once it has called back.
     `unanswered_s`: how long its watcher may take for a socket; it has 10 s for the connection alone.
+    `regain_s`: how long a watcher whose stream has ended may take to ask again by itself, as one that was
+    restarted does, before it is shown a new file.
     `fallback_s`: how long a kubelet that is there may leave all sockets unasked until it is called instead.
     `farewell_s`: how long a removed pool is still there, with no devices.
     """
 
     interval_s: float = 0.1
-    unwatched_s: float = 5.0
+    unwatched_s: float = 2.0
     register_s: float = 10.0
     unanswered_s: float = 15.0
+    regain_s: float = 0.3
     fallback_s: float = 5.0
     farewell_s: float = 0.5
     max_backoff_s: float = 5.0
@@ -108,14 +120,18 @@ class Announcement(ABC):
             self._log.info("registered", devices=self._service.device_count())
 
     def _check_watched(self, now: float) -> None:
-        """The end of its stream means to the kubelet that the plugin is gone, and it does not come back."""
+        """The end of its stream means to the kubelet that the plugin is gone."""
         age = now - self._registered_at
         if self._service.stream_count():
             self._watched = True
             if age > self._timing.unwatched_s:  # it holds: the next failure is a new one
                 self._backoff_s = 0.0
         elif self._watched or age > self._timing.unwatched_s:
-            raise RegistrationFailed("the kubelet stopped listening")
+            self._lose(now)
+
+    def _lose(self, now: float) -> None:
+        """Raises RegistrationFailed: the kubelet does not come back by itself."""
+        raise RegistrationFailed(_LOST)
 
     def _back_off(self, reason: str, now: float) -> None:
         least, most = self._timing.interval_s, self._timing.max_backoff_s
@@ -185,25 +201,45 @@ class WatcherAnnouncement(Announcement):
 
     def __init__(self, service: PoolService, path: Path, timing: Timing, log: FilteringBoundLogger) -> None:
         super().__init__(service, path, timing, log)
-        self._plugin = WatchedPlugin(service.resource)
+        self._renew(0.0)
 
     def serve(self, now: float) -> None:
-        self._plugin = WatchedPlugin(self._service.resource)  # what was said on the socket before is past
+        self._renew(now)
         super().serve(now)
 
     def was_asked(self) -> bool:
         return self._plugin.asked
 
+    def _renew(self, now: float) -> None:
+        """A new socket: what was said on the one before is past."""
+        self._plugin = WatchedPlugin(self._service.resource)
+        self._seen: Verdict | None = None
+        self._since, self._patience_s = now, self._timing.unanswered_s
+        self._unasked = f"the kubelet did not ask for {self._patience_s:g} s"
+
     def _is_taken(self, now: float) -> bool:
         verdict = self._plugin.verdict
-        if verdict is None:
-            if now - self.served_at > self._timing.unanswered_s:
-                asked = "asked and then was silent" if self._plugin.asked else "did not ask"
-                raise RegistrationFailed(f"the kubelet {asked} for {self._timing.unanswered_s:g} s")
+        if verdict is None or verdict is self._seen:
+            self._check_patience(now)
             return False
+        self._seen = verdict
         if not verdict.registered:
             raise RegistrationFailed(f"the kubelet refused it: {verdict.error}")
         return True
+
+    def _check_patience(self, now: float) -> None:
+        waited_s, most_s = now - self._since, self._timing.unanswered_s
+        if self._plugin.asked and waited_s > most_s:
+            raise RegistrationFailed(f"the kubelet asked and then was silent for {most_s:g} s")
+        if not self._plugin.asked and waited_s > self._patience_s:
+            raise RegistrationFailed(self._unasked)
+
+    def _lose(self, now: float) -> None:
+        """A kubelet that was restarted comes by itself. Its verdict may be there already."""
+        self.registered, self.reason = False, _LOST
+        self._log.warning("not registered", reason=_LOST)
+        self._plugin.asked = False
+        self._since, self._patience_s, self._unasked = now, self._timing.regain_s, _LOST
 
     def _withdraw(self) -> None:
         self.socket.close()

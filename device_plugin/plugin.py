@@ -205,7 +205,7 @@ class DevicePlugin:
                 self._way = Way.WATCHER
         elif self._way is Way.WATCHER and self._asked_way is None and self._is_ignored(now):
             self._log.warning(
-                "the kubelet is there but does not look at our sockets, it is called instead",
+                "the kubelet does not look at our sockets: it is called instead",
                 folder=str(self._kubelet_dir / Way.WATCHER.folder),
             )
             for resource in self._resources.values():

@@ -59,7 +59,7 @@ def eventually(what: str, condition: Callable[[], object], timeout_s: float = 10
         time.sleep(0.002)
 
 
-FAST_TIMING = Timing(interval_s=0.01, farewell_s=0.05)
+FAST_TIMING = Timing(interval_s=0.01, regain_s=0.1, farewell_s=0.05)
 
 
 class Agent:

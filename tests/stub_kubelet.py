@@ -62,7 +62,8 @@ class _Plugin:
         except grpc.RpcError:
             self._channel.close()
             raise
-        self._stream = self.stub.ListAndWatch(pb.Empty())
+        # Not without: gRPC's iterator then hangs for ever if the connection fails just now.
+        self._stream = self.stub.ListAndWatch(pb.Empty(), wait_for_ready=True)
         self._thread = threading.Thread(target=self._read, name=f"kubelet-{socket.name}", daemon=True)
         self._thread.start()
 
@@ -78,9 +79,8 @@ class _Plugin:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        self._stream.cancel()
-        self._thread.join()
         self._channel.close()
+        self._thread.join()
 
 
 class _Registration(rpc.RegistrationServicer):
