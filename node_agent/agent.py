@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from device_plugin.pools import assign, held_back, resource_name
+from device_plugin.registration import Way
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.supervisor import Supervisor
 from sriov_cni.attach import Attacher
@@ -55,8 +56,10 @@ class Agent:
         run_dir: Path = RUN_DIR,
         kubelet_dir: Path = KUBELET_DIR,
         lease_dir: Path = DATA_DIR,
+        registration: Way | None = None,
     ) -> None:
-        """Raises SriovError: another agent runs, or a record cannot be read."""
+        """`registration` None: the plugin chooses. Raises SriovError: another agent runs, or a record cannot
+        be read."""
         self._config = config
         self._kernel = kernel
         self._log = log
@@ -94,7 +97,9 @@ class Agent:
                 repair=config.repair_drift,
             )
             self._server = CniServer(run_dir / SOCKET_NAME, handler, log=log)
-            self._plugin = DevicePlugin(config.resources(), config.resource_prefix, kubelet_dir, log)
+            self._plugin = DevicePlugin(
+                config.resources(), config.resource_prefix, kubelet_dir, log, way=registration
+            )
             self._supervisor = Supervisor(log)
             undo.pop_all()
 
@@ -107,8 +112,8 @@ class Agent:
             if self._fallback is not None:
                 self._fallback.recover()
             self._provision()
-            self._plugin.start()
             self._plugin.update(self._keeper.current)
+            self._plugin.start()
             self._supervisor.start("cni", self._server.serve)
             self._supervisor.start("kubelet", lambda: self._plugin.watch(self._supervisor.stop))
             self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))

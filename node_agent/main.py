@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.registration import Way
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent
 from node_agent.config import ConfigError, parse_config
 from sriov_cni.ipam.engine import DATA_DIR
@@ -26,6 +27,7 @@ CONFIG = Path("/etc/sriov-underlay/config.yaml")
 # Calls that come at once wait for each other's turn in Python, not for each other's work in the kernel: with
 # the usual 5 ms a thread whose answer is there sits by, and the kernel with it.
 _SWITCH_INTERVAL_S = 0.0005
+_AUTO = "auto"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -52,6 +54,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             run_dir=options.run_dir,
             kubelet_dir=options.kubelet_dir,
             lease_dir=options.lease_dir,
+            registration=None if options.registration == _AUTO else Way(options.registration),
         )
         call_at_signals(agent.stop)
         failure = agent.run()
@@ -92,6 +95,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--lease-dir", type=Path, default=DATA_DIR, metavar="DIR", help="leases of host-local IPAM"
+    )
+    parser.add_argument(
+        "--registration", choices=(_AUTO, *Way), default=_AUTO, help="how the kubelet is told of the pools"
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)
