@@ -41,7 +41,6 @@ ATTACHMENTS = "attachments"
 CHAIN = "chain"
 POD_RESOURCES = "pod-resources/kubelet.sock"
 _JOIN_S = 15.0
-_SIGNAL_POLL_S = 0.5
 
 
 class Agent:
@@ -119,9 +118,7 @@ class Agent:
             self._supervisor.start("inventory", lambda: self._keeper.watch(self._supervisor.stop))
             self._supervisor.start("reconcile", lambda: self._reconciler.watch(self._supervisor.stop))
             self._log.info("ready", pools={p.name: self._count(p.name) for p in self._config.pools})
-            # Not for ever at once: a signal that comes just before the wait does not interrupt it.
-            while not self._supervisor.stop.wait(_SIGNAL_POLL_S):
-                pass
+            self._supervisor.stop.wait()
         finally:
             self._supervisor.stop.set()
             self._keeper.mark_dirty()

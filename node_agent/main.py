@@ -1,13 +1,13 @@
 """Orchestrator: the `sriov-agent` command: options, logging, signals, exit code."""
 
-import _thread
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 # gRPC's C core reads this once, when it is loaded; a kubelet that goes away is no error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -31,9 +31,14 @@ _AUTO = "auto"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-def run() -> None:
+def run(kernel: Kernel | None = None) -> None:
     """Exit code 0: asked to stop. 1: ended by itself. 2: wrong options or config."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:], kernel)
+    # Taking down the interpreter and gRPC takes 0.1 s, in which there is no successor and pods are rejected.
+    # All that must stay is on disk.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: list[str], kernel: Kernel | None = None) -> int:
@@ -56,8 +61,8 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             lease_dir=options.lease_dir,
             registration=None if options.registration == _AUTO else Way(options.registration),
         )
-        call_at_signals(agent.stop)
-        failure = agent.run()
+        with call_at_signals(agent.stop):
+            failure = agent.run()
     except ConfigError as e:  # what only shows on the node: two pools that mean one PF
         print(f"sriov-agent: {options.config}: {e}", file=sys.stderr)
         return 2
@@ -68,15 +73,34 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     return 1 if failure else 0
 
 
-def call_at_signals(stop: Callable[[], None]) -> None:
+@contextmanager
+def call_at_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` at SIGTERM and SIGINT, on a thread of its own: a handler runs in the middle of whatever the
-    main thread does, and that may hold the very lock that `stop` needs (threading.Event.wait does)."""
+    main thread does, and that may hold the very lock that `stop` needs (threading.Event.wait does).
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        _thread.start_new_thread(stop, ())
+    And a handler waits until the main thread has something to do, if the kernel gave the signal to one of
+    gRPC's; the descriptor of signal.set_wakeup_fd is written at once, by whatever thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=_call_at_bytes, args=(reader, stop), name="signals", daemon=True)
+    thread.start()
+    fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(fd_before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+
+def _call_at_bytes(reader: int, call: Callable[[], None]) -> None:
+    while os.read(reader, 1):
+        call()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

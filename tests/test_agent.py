@@ -516,15 +516,6 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line() -> None:
             assert process.stderr.read() == f"sriov-agent: [Errno 17] File exists: '{folder}/run'\n"
 
 
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_may_come_while_the_main_thread_holds_a_lock(number: signal.Signals) -> None:
     lock, stopped = threading.Lock(), threading.Event()
@@ -533,10 +524,29 @@ def test_a_signal_may_come_while_the_main_thread_holds_a_lock(number: signal.Sig
         if lock.acquire(timeout=1):
             stopped.set()
 
-    call_at_signals(stop)
-    with lock:
-        os.kill(os.getpid(), number)
-    assert stopped.wait(_DEADLINE_S)
+    before = signal.getsignal(number)
+    with call_at_signals(stop):
+        with lock:
+            os.kill(os.getpid(), number)
+        assert stopped.wait(_DEADLINE_S)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_another_thread_gets_is_heard_at_once() -> None:
+    """A handler alone would run when the main thread comes back from its wait."""
+    asleep, stopped = threading.Event(), threading.Event()
+
+    def kill_oneself() -> None:
+        asleep.wait(0.1)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        asleep.wait(1)
+
+    with call_at_signals(stopped.set):
+        thread = threading.Thread(target=kill_oneself)
+        thread.start()
+        assert stopped.wait(0.8)
+        asleep.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

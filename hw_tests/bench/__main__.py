@@ -1,4 +1,5 @@
-"""Orchestrator: `make bench`: measures natively and in the rig, prints a table, writes JSON and a plot."""
+"""Orchestrator: `make bench`: measures natively, in the rig and over restarts, prints tables, writes JSON
+and a plot."""
 
 import argparse
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from hw_tests.bench.plot import render_svg
-from hw_tests.bench.results import Measured, to_json
-from hw_tests.bench.table import render_table
+from hw_tests.bench.results import Measured, Restarts, to_json
+from hw_tests.bench.table import render_restarts, render_table
 from hw_tests.rig.guest import run_in_guest
 from hw_tests.runtime import PROJECT
 
@@ -24,21 +25,24 @@ _ALONE_SCRIPT = 'mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && exec 
 
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
-    measured = []
+    measured, restarts = [], []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        for place, run in (("native", _run_natively), ("rig", _run_in_rig)):
-            if options.only in (None, place):
+        for part, run in (("native", _run_natively), ("rig", _run_in_rig), ("restart", _run_restarts)):
+            if options.only in (None, part):
                 code = run(options.rounds, Path(name))
                 if code:
-                    print(f"bench: {place} failed, see above", file=sys.stderr)
+                    print(f"bench: {part} failed, see above", file=sys.stderr)
                     return code
-                measured.append(
-                    msgspec.json.decode((Path(name) / f"{place}.json").read_bytes(), type=Measured)
-                )
+                result = (Path(name) / f"{part}.json").read_bytes()
+                if part == "restart":
+                    restarts = msgspec.json.decode(result, type=list[Restarts])
+                else:
+                    measured.append(msgspec.json.decode(result, type=Measured))
     for one in measured:
         print("\n".join(render_table(one)))
+    print("\n".join(render_restarts(restarts)))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bench.json").write_bytes(to_json(measured))
+    (options.out / "bench.json").write_bytes(to_json(measured, restarts))
     (options.out / "bench.svg").write_text(render_svg(measured))
     print(f"written: {options.out}/bench.json, {options.out}/bench.svg")
     return 0
@@ -47,6 +51,11 @@ def main(arguments: list[str]) -> int:
 def _run_natively(rounds: int, out: Path) -> int:
     measure = [sys.executable, *_MEASURE, "native", "--rounds", str(rounds), "--out", str(out)]
     return subprocess.run([*_ALONE, _ALONE_SCRIPT, "alone", *measure], cwd=PROJECT, check=False).returncode
+
+
+def _run_restarts(rounds: int, out: Path) -> int:
+    restart = [sys.executable, "-m", "hw_tests.bench.restart", "--rounds", str(rounds), "--out", str(out)]
+    return subprocess.run([*_ALONE, _ALONE_SCRIPT, "alone", *restart], cwd=PROJECT, check=False).returncode
 
 
 def _run_in_rig(rounds: int, out: Path) -> int:
@@ -58,9 +67,9 @@ def _run_in_rig(rounds: int, out: Path) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench", description="how long ADD and DEL take")
+    parser = argparse.ArgumentParser(prog="make bench", description="how long ADD, DEL and a restart take")
     parser.add_argument("--rounds", type=int, default=0, help="of calls one after the other; 0: as usual")
-    parser.add_argument("--only", choices=("native", "rig"), help="one of the two places")
+    parser.add_argument("--only", choices=("native", "rig", "restart"), help="one part of it")
     parser.add_argument("--out", type=Path, default=PROJECT / "build/bench", metavar="DIR")
     return parser.parse_args(arguments)
 

@@ -59,6 +59,19 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
 
 
+class Restarts(msgspec.Struct, kw_only=True):
+    """Of the agent, as the kubelet sees them; a time for each. `until_gone`: from SIGTERM until no device can
+    be had; `until_ended`: until the process is gone; `until_back`: from exec until all can be had again;
+    `window`: in which pods that ask for one are rejected."""
+
+    way: str
+    rounds: int
+    until_gone: list[float] = []
+    until_ended: list[float] = []
+    until_back: list[float] = []
+    window: list[float] = []
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between the two closest ranks. Of nothing: 0."""
     if not values:
@@ -89,10 +102,11 @@ def median_steps(calls: Iterable[Sequence[tuple[str, float]]]) -> list[Step]:
     return [Step(name, percentile(durations, 50)) for name, durations in found.items()]
 
 
-def to_json(measured: Sequence[Measured]) -> bytes:
+def to_json(measured: Sequence[Measured], restarts: Sequence[Restarts] = ()) -> bytes:
     """Everything measured, with the percentiles that the table shows."""
     places = [msgspec.to_builtins(one) | {"summary": _summary(one)} for one in measured]
-    return msgspec.json.format(msgspec.json.encode({"unit": "ms", "places": places}), indent=2) + b"\n"
+    document = {"unit": "ms", "places": places, "restarts": restarts}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
 def _summary(one: Measured) -> dict[str, Any]:

@@ -1,8 +1,19 @@
 """Pure: what was measured as a table for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from hw_tests.bench.results import CONTENDERS, FLOOR, OTHERS, VERBS, Measured, Samples, Step, ratio, spread
+from hw_tests.bench.results import (
+    CONTENDERS,
+    FLOOR,
+    OTHERS,
+    VERBS,
+    Measured,
+    Restarts,
+    Samples,
+    Step,
+    ratio,
+    spread,
+)
 
 _STEPS_SHOWN_FROM = 0.05  # ms
 
@@ -21,6 +32,23 @@ def render_table(one: Measured) -> list[str]:
         *_memory(one),
         "",
     ]
+
+
+def render_restarts(restarts: Sequence[Restarts]) -> list[str]:
+    lines = []
+    for one in restarts:
+        title = f"{one.rounds} restarts of the agent, registered by way of {one.way} (ms)"
+        lines.append(f"{title:<64}" + "".join(f"{name:>9}" for name in ("p50", "p95", "p99")))
+        for name, values in (
+            ("SIGTERM until the kubelet has no device", one.until_gone),
+            ("SIGTERM until the process has ended", one.until_ended),
+            ("exec until the kubelet has every device", one.until_back),
+            ("in between, when pods are rejected", one.window),
+        ):
+            found = spread(values)
+            lines.append(f"  {name:<62}{found.p50:9.0f}{found.p95:9.0f}{found.p99:9.0f}")
+        lines.append("")
+    return lines
 
 
 def _block(title: str, samples: Samples) -> Iterator[str]:
