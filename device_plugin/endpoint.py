@@ -1,7 +1,7 @@
-"""Adapter: unix sockets that speak gRPC: one that we serve, and the call to the kubelet's own."""
+"""Adapter: unix sockets that speak gRPC."""
 
 import stat
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +9,7 @@ from urllib.parse import quote
 
 import grpc
 
-from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
-from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from vf_manager.errors import InvalidInput, SriovError
-
-API_VERSION = "v1beta1"
 
 _MAX_PATH_BYTES = 107  # sun_path holds 108 with the final NUL, unix(7)
 _SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
@@ -32,12 +28,6 @@ class FileIdentity(NamedTuple):
     device: int
     inode: int
     mtime_ns: int
-
-
-class RegistrationFailed(SriovError):
-    """The kubelet did not take a registration. It may take the next one."""
-
-    transient = True
 
 
 def read_socket_identity(path: Path) -> FileIdentity | None:
@@ -68,15 +58,22 @@ def unix_target(path: Path) -> str:
 
 
 class ServedSocket:
-    """One service on one socket, which can be served again after the file was taken away."""
+    """gRPC services on one socket, which can be served again after the file was taken away. For one thread.
 
-    def __init__(self, path: Path, service: rpc.DevicePluginServicer, workers: int) -> None:
+    `add_services` adds them to a server; it is called at each `serve`.
+    """
+
+    def __init__(self, path: Path, add_services: Callable[[grpc.Server], None], workers: int) -> None:
         check_socket_path(path.absolute())
         self.path = path
-        self._service = service
+        self._add_services = add_services
         self._workers = workers
         self._running: tuple[grpc.Server, ThreadPoolExecutor] | None = None
         self._identity: FileIdentity | None = None
+
+    def is_open(self) -> bool:
+        """Between `serve` and `close`."""
+        return self._running is not None
 
     def is_served(self) -> bool:
         """Whether clients that open the path reach us."""
@@ -88,7 +85,7 @@ class ServedSocket:
         self.close()
         executor = ThreadPoolExecutor(self._workers, thread_name_prefix=self.path.name)
         server = grpc.server(executor, options=_SERVER_OPTIONS)
-        rpc.add_DevicePluginServicer_to_server(self._service, server)
+        self._add_services(server)
         try:
             server.add_insecure_port(unix_target(self.path))
         except RuntimeError as error:
@@ -107,36 +104,10 @@ class ServedSocket:
         self._identity = read_socket_identity(self.path)
 
     def close(self) -> None:
-        """Ends the streams, waits for the handlers, removes the socket."""
+        """Ends the streams and removes the socket. A handler that is at work ends by itself, unheard."""
         if self._running is None:
             return
         server, executor = self._running
         self._running = self._identity = None
         server.stop(grace=None).wait()
-        executor.shutdown()
-
-
-def register(
-    kubelet_socket: Path,
-    resource: str,
-    endpoint: str,
-    options: pb.DevicePluginOptions,
-    stop: threading.Event,
-    timeout_s: float = 10.0,
-) -> None:
-    """Announces a resource that is served already: the kubelet calls back before it answers.
-
-    Raises RegistrationFailed, also when `stop` was set meanwhile.
-    """
-    request = pb.RegisterRequest(
-        version=API_VERSION, endpoint=endpoint, resource_name=resource, options=options
-    )
-    with grpc.insecure_channel(unix_target(kubelet_socket), options=CHANNEL_OPTIONS) as channel:
-        call = rpc.RegistrationStub(channel).Register.future(request, timeout=timeout_s)
-        done = threading.Event()
-        call.add_done_callback(lambda _: done.set())
-        while not done.wait(0.1):
-            if stop.is_set():
-                call.cancel()
-        if call.code() is not grpc.StatusCode.OK:
-            raise RegistrationFailed(f"register {resource}: {call.code().name}: {call.details()}")
+        executor.shutdown(wait=False)

@@ -30,8 +30,8 @@ class PoolService(rpc.DevicePluginServicer):
     """`prefix`: the node's, for a pool that has none of its own. `allocator`: that of the node."""
 
     def __init__(self, pool: Pool, prefix: str, log: FilteringBoundLogger, allocator: Allocator) -> None:
-        self._of = Resource(pool, prefix)
-        self.resource = self._of.name
+        self.of = Resource(pool, prefix)
+        self.resource = self.of.name
         self._log = log.bind(resource=self.resource)
         self._allocator = allocator
         self._changed = threading.Condition()  # guards all below
@@ -43,8 +43,8 @@ class PoolService(rpc.DevicePluginServicer):
     def update(self, vfs: Sequence[Vf], unhealthy: Mapping[PciAddress, str]) -> None:
         """Takes the VFs that the pool has now, and why some of them cannot be used; open streams send the
         list if the kubelet sees a difference."""
-        self._allocator.publish(self._of, vfs)
-        new = devices.list_devices(vfs, unhealthy, topology=not self._of.pool.exclude_topology)
+        self._allocator.publish(self.of, vfs)
+        new = devices.list_devices(vfs, unhealthy, topology=not self.of.pool.exclude_topology)
         with self._changed:
             self._vfs = tuple(vfs)
             self._unhealthy = dict(unhealthy)
@@ -103,7 +103,7 @@ class PoolService(rpc.DevicePluginServicer):
     def _allocate(self, request: pb.AllocateRequest) -> pb.AllocateResponse:
         with self._changed:
             vfs = self._vfs
-        response = self._allocator.allocate(self._of, vfs, request)
+        response = self._allocator.allocate(self.of, vfs, request)
         self._log.info("allocated", devices=[list(one.device_ids) for one in request.container_requests])
         return response
 
@@ -113,7 +113,7 @@ class PoolService(rpc.DevicePluginServicer):
         response = pb.PreferredAllocationResponse()
         for one in request.container_requests:
             choice = choose(
-                self._of.pool.allocation.policy, healthy, one.available_ids, one.must_include_ids, one.size
+                self.of.pool.allocation.policy, healthy, one.available_ids, one.must_include_ids, one.size
             )
             self._log.info("preferred", devices=list(choice.devices), reason=choice.reason)
             response.container_responses.add(device_ids=choice.devices)

@@ -171,10 +171,14 @@ def test_the_host_comes_to_need_it(node: Node, stage: Stage, before: Snapshot, l
         assert lone.pci in caught.value.msg
         assert f"{words} {lone.name}" in caught.value.msg
         node.kubelet.wait_devices(RESOURCE, 0)
-        said = [e["reason"] for e in node.log_events(start) if e["event"] == "a device stays out of its pool"]
-        assert said == [f"pool lone does not get {lone.pci}: {words} {lone.name}"]
+        reason = f"pool lone does not get {lone.pci}: {words} {lone.name}"
+        wait_until(lambda: said(node, start) == [reason], "the reason in the log", 20.0)
     wait_until(lambda: not wait_for_same(before, node.nics), "the NIC as it was", 20.0)
     node.kubelet.wait_devices(RESOURCE, 1)
+
+
+def said(node: Node, start: int) -> list[str]:
+    return [e["reason"] for e in node.log_events(start) if e["event"] == "a device stays out of its pool"]
 
 
 def sriovctl_line(node: Node, pci: str) -> str:

@@ -50,10 +50,12 @@ class Advertiser:
     def adopt(self, settings: Settings) -> None:
         """Advertise the pools of another config from now on. Raises InvalidInput; nothing has changed then.
 
-        A new pool may be seen with 0 VFs until its VFs are made. Nobody can hold any of them yet, so no pod
-        is turned away for that.
+        A new pool whose VFs are to be made is not registered before provisioning has looked at it.
         """
+        known = self._settings.expected.keys()
+        new = [pool.name for pool in settings.config.pools if pool.vfs and pool.name not in known]
         with self._publishing:
+            self._plugin.hold(new)
             self._plugin.reconfigure(settings.config.resources(), settings.config.resource_prefix)
             self._settings = settings
             self._publish()

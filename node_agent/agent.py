@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin.allocator import PLACES, Allocator, Places, Users
 from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
+from device_plugin.registration import Way
 from node_agent.advertiser import Advertiser
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.config_file import ConfigFile
@@ -74,8 +75,10 @@ class Agent:
         roots: Roots | None = None,
         config_file: ConfigFile | None = None,
         health: HealthKeeper | None = None,
+        registration: Way | None = None,
     ) -> None:
-        """Raises SriovError: another agent runs, or a record cannot be read."""
+        """`registration` None: the plugin chooses. Raises SriovError: another agent runs, or a record cannot
+        be read."""
         self._config_file = config_file
         self._log = log
         roots = roots or Roots()
@@ -110,6 +113,7 @@ class Agent:
                 self._keeper,
                 provisioner,
                 log,
+                done=lambda: self._plugin.hold(()),
             )
             self._provisioned = threading.Event()
             self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
@@ -130,7 +134,12 @@ class Agent:
                 roots.places,
             )
             self._plugin = DevicePlugin(
-                config.resources(), config.resource_prefix, roots.kubelet_dir, log, allocator
+                config.resources(),
+                config.resource_prefix,
+                roots.kubelet_dir,
+                log,
+                allocator,
+                way=registration,
             )
             self.health = health or HealthKeeper()
             nodes = DeviceNodes(roots.places.dev, roots.places.sys)
@@ -158,8 +167,8 @@ class Agent:
             self._keeper.refresh()
             self._provisioning.reconcile()
             self._provisioned.set()
-            self._plugin.start()
             self._advertiser.publish()
+            self._plugin.start()
             self._start_threads()
             members = self._settings.pools.look().members
             self._log.info("ready", pools={pool: len(vfs) for pool, vfs in members.items()})

@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import PLACES, Places
 from device_plugin.established import ESTABLISHED_PREFIX
+from device_plugin.registration import Way
 from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent, Roots
 from node_agent.config import ConfigError
 from node_agent.config_file import ConfigFile
@@ -30,12 +31,18 @@ from vf_manager.kernel.linux import LinuxKernel
 # Calls that come at once wait for each other's turn in Python, not for each other's work in the kernel: with
 # the usual 5 ms a thread whose answer is there sits by, and the kernel with it.
 _SWITCH_INTERVAL_S = 0.0005
+_AUTO = "auto"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-def run() -> None:
+def run(kernel: Kernel | None = None) -> None:
     """Exit code 0: asked to stop. 1: ended by itself. 2: wrong options or config."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:], kernel)
+    # Taking down the interpreter and gRPC takes 0.1 s, in which there is no successor and pods are rejected.
+    # All that must stay is on disk.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: list[str], kernel: Kernel | None = None) -> int:
@@ -61,6 +68,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
                 places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
             ),
             config_file=config_file,
+            registration=None if options.registration == _AUTO else Way(options.registration),
         )
         with stopped_by_signals(agent.stop):
             failure = agent.run()
@@ -158,6 +166,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--device-info-dir", type=Path, default=PLACES.device_info, metavar="DIR", help="what Multus reads"
+    )
+    parser.add_argument(
+        "--registration", choices=(_AUTO, *Way), default=_AUTO, help="how the kubelet is told of the pools"
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)

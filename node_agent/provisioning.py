@@ -17,15 +17,23 @@ _AGAIN_S = 5.0
 
 
 class Provisioning:
-    """`wanted`: what the config asks of the PFs that are there, and a line about each that is not."""
+    """`wanted`: what the config asks of the PFs that are there, and a line about each that is not. `done` is
+    called when all was done that can be done now."""
 
     def __init__(
-        self, wanted: Wanted, keeper: InventoryKeeper, provisioner: Provisioner, log: FilteringBoundLogger
+        self,
+        wanted: Wanted,
+        keeper: InventoryKeeper,
+        provisioner: Provisioner,
+        log: FilteringBoundLogger,
+        *,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         self._wanted = wanted
         self._keeper = keeper
         self._provisioner = provisioner
         self._log = log
+        self._done = done
         self._dirty = threading.Event()
         self._told: frozenset[str] = frozenset()
 
@@ -56,6 +64,7 @@ class Provisioning:
                 return
             try:
                 settled = self.reconcile().is_settled
+                self._done()
             except SriovError as e:
                 settled = False
                 if str(e) != said:

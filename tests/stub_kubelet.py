@@ -2,7 +2,8 @@
 
 It speaks the real protocols over real sockets below a folder of the caller's choice, and keeps the real
 one's habits: it calls a plugin back before it answers Register, takes the end of a ListAndWatch stream
-for the plugin's death, and removes all sockets of its folder when it starts.
+for the plugin's death, removes all sockets of its folder when it starts, and looks for plugins by itself in
+another folder.
 """
 
 import contextlib
@@ -20,7 +21,9 @@ from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from device_plugin.api import podresources_v1_pb2 as pod_pb
 from device_plugin.api import podresources_v1_pb2_grpc as pod_rpc
-from device_plugin.endpoint import API_VERSION, CHANNEL_OPTIONS, unix_target
+from device_plugin.endpoint import CHANNEL_OPTIONS, unix_target
+from device_plugin.registration import API_VERSION
+from tests.stub_plugin_watcher import PluginWatcher, Refused
 
 DIAL_TIMEOUT_S = 10.0
 
@@ -49,6 +52,7 @@ class _Plugin:
     """A registered plugin: a connection to it and a thread that reads its list of devices."""
 
     def __init__(self, socket: Path, on_devices: Callable[["_Plugin", Iterable[pb.Device]], None]) -> None:
+        self.socket = socket
         self.devices: dict[str, pb.Device] = {}  # guarded by the kubelet's condition
         self._on_devices = on_devices
         self._channel = grpc.insecure_channel(unix_target(socket), options=CHANNEL_OPTIONS)
@@ -58,7 +62,8 @@ class _Plugin:
         except grpc.RpcError:
             self._channel.close()
             raise
-        self._stream = self.stub.ListAndWatch(pb.Empty())
+        # Not without: gRPC's iterator then hangs for ever if the connection fails just now.
+        self._stream = self.stub.ListAndWatch(pb.Empty(), wait_for_ready=True)
         self._thread = threading.Thread(target=self._read, name=f"kubelet-{socket.name}", daemon=True)
         self._thread.start()
 
@@ -70,19 +75,12 @@ class _Plugin:
             self, [pb.Device(id=d.id, health="Unhealthy", topology=d.topology) for d in self.devices.values()]
         )
 
+    def is_connected(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
-        self._stream.cancel()
-        self._thread.join()
         self._channel.close()
-
-
-def _preferred(plugin: _Plugin, free: list[str], count: int) -> tuple[str, ...]:
-    if not plugin.options.preferred_allocation_available:
-        return tuple(free[:count])
-    request = pb.PreferredAllocationRequest()
-    request.container_requests.add(available_ids=free, size=count)
-    answer = plugin.stub.GetPreferredAllocation(request, timeout=DIAL_TIMEOUT_S)
-    return tuple(answer.container_responses[0].device_ids)
+        self._thread.join()
 
 
 class _Registration(rpc.RegistrationServicer):
@@ -90,13 +88,10 @@ class _Registration(rpc.RegistrationServicer):
         self._kubelet = kubelet
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.Empty:
-        reason = self._kubelet.refusal(request)
-        if reason is not None:
-            context.abort(grpc.StatusCode.UNKNOWN, reason)  # what an error of a Go handler becomes
         try:
-            self._kubelet.connect(request)
-        except grpc.RpcError as error:
-            context.abort(grpc.StatusCode.UNKNOWN, f"failed to dial device plugin: {error}")
+            self._kubelet.register(request)
+        except Refused as refusal:
+            context.abort(grpc.StatusCode.UNKNOWN, str(refusal))  # what an error of a Go handler becomes
         return pb.Empty()
 
 
@@ -125,10 +120,20 @@ class _PodResources(pod_rpc.PodResourcesListerServicer):
 
 
 class StubKubelet:
-    """`kubelet_dir` plays /var/lib/kubelet. Use it as a context manager, or `start` and `stop` it."""
+    """`kubelet_dir` plays /var/lib/kubelet. Use it as a context manager, or `start` and `stop` it.
 
-    def __init__(self, kubelet_dir: Path) -> None:
+    `takes_calls`, `looks`: whether it serves Register, and looks for plugins each `tick_s` (the real one does
+    both, the latter each second).
+    """
+
+    def __init__(
+        self, kubelet_dir: Path, *, takes_calls: bool = True, looks: bool = True, tick_s: float = 0.02
+    ) -> None:
         self._plugin_dir = kubelet_dir / "device-plugins"
+        self._registry_dir = kubelet_dir / "plugins_registry"
+        self._takes_calls = takes_calls
+        self._looks = looks
+        self._tick_s = tick_s
         self._pod_dir = kubelet_dir / "pod-resources"
         self._allocating = threading.Lock()  # one at a time, or two pods would be given the same device
         self._changed = threading.Condition()  # guards all below
@@ -136,6 +141,9 @@ class StubKubelet:
         self._allocations: list[Allocation] = []
         self._refusals: list[str] = []
         self._registrations: list[str] = []
+        self._doubled: list[str] = []
+        self._mute: set[str] = set()
+        self._watcher: PluginWatcher | None = None
         self._running: list[tuple[grpc.Server, ThreadPoolExecutor]] = []
 
     def __enter__(self) -> Self:
@@ -150,21 +158,30 @@ class StubKubelet:
     # -- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """As the real one: clears its folder of sockets, then serves."""
+        """As the real one: clears its folders of sockets, then serves, then looks for plugins."""
         for folder in (self._plugin_dir, self._pod_dir):
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.iterdir():
                 if path.is_socket():
                     path.unlink()
-        self._serve(
-            self._plugin_dir, lambda s: rpc.add_RegistrationServicer_to_server(_Registration(self), s)
-        )
+        if self._takes_calls:
+            self._serve(
+                self._plugin_dir, lambda s: rpc.add_RegistrationServicer_to_server(_Registration(self), s)
+            )
         self._serve(
             self._pod_dir, lambda s: pod_rpc.add_PodResourcesListerServicer_to_server(_PodResources(self), s)
         )
+        if self._looks:
+            self._registry_dir.mkdir(exist_ok=True)
+            self._watcher = PluginWatcher(self._registry_dir, self._tick_s, self.connect, self._disconnect)
+            self._watcher.start()
 
     def stop(self) -> None:
         """Lets go of all plugins. Allocations stay: the real one has them in its checkpoint."""
+        self.speak()
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher = None
         for server, executor in self._running:
             server.stop(grace=None).wait()
             executor.shutdown()
@@ -204,25 +221,61 @@ class StubKubelet:
         with self._changed:
             return self._plugins[resource].options
 
-    def refusal(self, request: pb.RegisterRequest) -> str | None:
+    def doubled(self) -> list[str]:
+        """Resources that were registered while another socket of theirs was connected: a real one then may
+        disconnect either."""
         with self._changed:
-            if self._refusals:
-                return self._refusals.pop(0)
-        if request.version != API_VERSION:
-            return f"requested API version {request.version!r} is not supported"
-        if "/" not in request.resource_name or "/" in request.endpoint:
-            return f"bad resource name {request.resource_name!r} or endpoint {request.endpoint!r}"
-        return None
+            return list(self._doubled)
 
-    def connect(self, request: pb.RegisterRequest) -> None:
-        plugin = _Plugin(self._plugin_dir / request.endpoint, self._take_devices)
+    def mute(self, *resources: str) -> None:
+        """Registrations of these get no answer, until `speak` or the end."""
         with self._changed:
-            old = self._plugins.get(request.resource_name)
-            self._plugins[request.resource_name] = plugin
-            self._registrations.append(request.resource_name)
+            self._mute.update(resources)
+
+    def speak(self) -> None:
+        with self._changed:
+            self._mute.clear()
+            self._changed.notify_all()
+
+    def register(self, request: pb.RegisterRequest) -> None:
+        """Raises Refused."""
+        if request.version != API_VERSION:
+            raise Refused(f"requested API version {request.version!r} is not supported")
+        if "/" in request.endpoint:
+            raise Refused(f"bad endpoint {request.endpoint!r}")
+        self.connect(request.resource_name, self._plugin_dir / request.endpoint)
+
+    def connect(self, resource: str, socket: Path) -> None:
+        """Raises Refused."""
+        with self._changed:
+            self._changed.wait_for(lambda: resource not in self._mute)
+            if self._refusals:
+                raise Refused(self._refusals.pop(0))
+        if "/" not in resource:
+            raise Refused(f"bad resource name {resource!r}")
+        try:
+            plugin = _Plugin(socket, self._take_devices)
+        except grpc.RpcError as error:
+            raise Refused(f"failed to dial device plugin: {error}") from error
+        self._replace(resource, plugin)
+
+    def _replace(self, resource: str, plugin: _Plugin) -> None:
+        with self._changed:
+            old = self._plugins.get(resource)
+            self._plugins[resource] = plugin
+            self._registrations.append(resource)
+            if old is not None and old.socket != plugin.socket and old.is_connected():
+                self._doubled.append(resource)
             self._changed.notify_all()
         if old is not None:
             old.close()
+
+    def _disconnect(self, resource: str, socket: Path) -> None:
+        """The resource stays, its devices are unhealthy: the real one drops it 5 minutes later."""
+        with self._changed:
+            plugin = self._plugins.get(resource)
+        if plugin is not None and plugin.socket == socket:
+            plugin.close()
 
     def drop(self, resource: str) -> None:
         """Ends the stream of a resource, as after an error in it. The real one does not open it again."""
@@ -295,10 +348,18 @@ class StubKubelet:
             if len(free) < count:
                 raise InsufficientDevices(f"{count} of {resource} asked for, {len(free)} free")
             plugin = self._plugins[resource]
-        ids = _preferred(plugin, free, count)
+        ids = tuple(free[:count])
+        if plugin.options.preferred_allocation_available:
+            ids = self._preferred(plugin, free, count)
         request = pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(device_ids=ids)])
         response = plugin.stub.Allocate(request, timeout=DIAL_TIMEOUT_S).container_responses[0]
         return Allocation(*pod, container, resource, ids, response)
+
+    def _preferred(self, plugin: _Plugin, free: list[str], count: int) -> tuple[str, ...]:
+        container = pb.ContainerPreferredAllocationRequest(available_ids=free, size=count)
+        request = pb.PreferredAllocationRequest(container_requests=[container])
+        answer = plugin.stub.GetPreferredAllocation(request, timeout=DIAL_TIMEOUT_S)
+        return tuple(answer.container_responses[0].device_ids)
 
     def free(self, pod_namespace: str, pod_name: str) -> None:
         """The pod is gone: its devices are free again."""

@@ -17,6 +17,7 @@ from hw_tests.bench.results import (
     Looks,
     Measured,
     Memory,
+    Restarts,
     Samples,
     Step,
     median_steps,
@@ -25,7 +26,7 @@ from hw_tests.bench.results import (
     spread,
     to_json,
 )
-from hw_tests.bench.table import render_looks, render_table
+from hw_tests.bench.table import render_looks, render_restarts, render_table
 
 SAMPLES: Samples = {
     OURS: {ADD: [30.0, 32.0, 31.0], DEL: [20.0, 20.0, 20.0]},
@@ -122,6 +123,16 @@ def test_the_table_shows_medians_ratios_steps_and_memory() -> None:
     assert any("1 parts of less than" in line for line in lines)
     assert any("55.5 after 1000 cycles" in line and "(+0.5)" in line for line in lines)
     assert all(len(line) <= 110 for line in lines)
+
+
+def test_restarts_have_a_line_for_each_part() -> None:
+    one = Restarts(
+        way="legacy", rounds=1, until_gone=[4.0], until_ended=[9.0], until_back=[400.0], window=[405.0]
+    )
+    title, *lines = render_restarts([one])
+    assert "1 restarts of the agent, registered by way of legacy" in title
+    assert [line.split()[-3] for line in lines if line] == ["4", "9", "400", "405"]
+    assert json.loads(to_json([], (), [one]))["restarts"][0]["window"] == [405.0]
 
 
 def test_the_plot_is_an_image_with_a_bar_for_each_number() -> None:

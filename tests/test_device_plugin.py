@@ -1,102 +1,33 @@
 """The device plugin against a kubelet that speaks the real protocol over real sockets."""
 
-import socket
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import msgspec
 import pytest
-import structlog
 
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
-from device_plugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from device_plugin.api import podresources_v1_pb2 as pod_pb
 from device_plugin.api import podresources_v1_pb2_grpc as pod_rpc
 from device_plugin.endpoint import CHANNEL_OPTIONS, unix_target
-from device_plugin.plugin import DevicePlugin
-from device_plugin.pools import Pool
-from device_plugin.selectors import Selector
 from device_plugin.service import MAX_STREAMS
-from tests.allocation_world import AllocationWorld
-from tests.stub_kubelet import InsufficientDevices, StubKubelet
-from vf_manager.errors import InvalidInput, SriovError
-from vf_manager.model import IfName, Inventory, Mac, Netdev, PciAddress, Pf, Vf
-
-PREFIX = "sriov-underlay.io"
-FAST, SLOW, NONE = (f"{PREFIX}/{name}" for name in ("fast", "slow", "none"))
-FAST_ENV = "PCIDEVICE_SRIOV_UNDERLAY_IO_FAST"
-POOLS = (
-    Pool(name="fast", select=(Selector(pf_names=("ens1f0",)),)),
-    Pool(name="slow", select=(Selector(pf_names=("ens1f1",)),)),
-    Pool(name="none", select=(Selector(drivers=("nobody",)),)),
+from tests.plugin_world import (
+    FAST,
+    FAST_ENV,
+    NONE,
+    PREFIX,
+    SLOW,
+    Agent,
+    client,
+    eventually,
+    make_inventory,
+    vf_id,
 )
-
-
-def vf_id(bus: int, index: int) -> str:
-    return f"0000:{bus:02x}:10.{index}"
-
-
-def make_pf(bus: int, name: str, count: int, **of_vf: Any) -> Pf:
-    address = PciAddress(f"0000:{bus:02x}:00.0")
-    vfs = tuple(
-        Vf(pci=PciAddress(vf_id(bus, i)), pf_pci=address, index=i, vendor="8086", device="10ca", **of_vf)
-        for i in range(count)
-    )
-    port = Netdev(ifindex=bus, name=IfName(name), mac=Mac("02:00:00:00:00:01"), mtu=1500)
-    return Pf(pci=address, vendor="8086", device="10c9", netdev=port, vfs=vfs)
-
-
-def make_inventory(fast: int = 3, slow: int = 2, **of_slow: Any) -> Inventory:
-    return Inventory(
-        pfs=(
-            make_pf(1, "ens1f0", fast, driver="igbvf", numa_node=1),
-            make_pf(2, "ens1f1", slow, **{"driver": "igbvf", **of_slow}),
-        )
-    )
-
-
-def eventually(what: str, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not {what} after {timeout_s} s"
-        time.sleep(0.002)
-
-
-class Agent:
-    """A device plugin with its watching thread and its log, as the agent runs it."""
-
-    def __init__(self, kubelet_dir: Path, **options: float) -> None:
-        self.logged = structlog.testing.LogCapture()
-        log = structlog.wrap_logger(
-            None, [self.logged], wrapper_class=structlog.make_filtering_bound_logger(0)
-        )
-        options = {"interval_s": 0.02, **options}
-        self.node = AllocationWorld(kubelet_dir / "node")
-        self.plugin = DevicePlugin(POOLS, PREFIX, kubelet_dir, log, self.node.allocator, **options)
-        self.stopping = threading.Event()
-        self._watch = threading.Thread(target=self.plugin.watch, args=[self.stopping], name="watch")
-
-    def start(self) -> None:
-        self.plugin.start()
-        self._watch.start()
-
-    def stop(self) -> None:
-        self.stopping.set()
-        if self._watch.is_alive():
-            self._watch.join()
-        self.plugin.stop()
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [dict(entry) for entry in self.logged.entries if entry["event"] == name]
-
-    def is_registered(self) -> bool:
-        return all(status.registered for status in self.plugin.registered())
+from tests.stub_kubelet import InsufficientDevices, StubKubelet
+from vf_manager.model import PciAddress
 
 
 @pytest.fixture(autouse=True)
@@ -136,13 +67,6 @@ def running(agent: Agent, kubelet: StubKubelet) -> Agent:
     return agent
 
 
-@contextmanager
-def client(kubelet_dir: Path, pool: str = "fast") -> Iterator[rpc.DevicePluginStub]:
-    path = kubelet_dir / f"device-plugins/{PREFIX}_{pool}.sock"
-    with grpc.insecure_channel(unix_target(path), options=CHANNEL_OPTIONS) as channel:
-        yield rpc.DevicePluginStub(channel)
-
-
 def allocate_request(*ids: str) -> pb.AllocateRequest:
     return pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(device_ids=ids)])
 
@@ -179,9 +103,7 @@ def test_status_says_how_each_pool_stands(agent: Agent, kubelet: StubKubelet, ku
         (SLOW, 2, None),
         (NONE, 0, None),
     ]
-    path = kubelet_dir / "device-plugins/sriov-underlay.io_fast.sock"
-    assert status[0].socket == str(path)
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert status[0].socket == str(kubelet_dir / f"device-plugins/{PREFIX}_fast.sock")
 
 
 def test_nothing_is_registered_before_the_first_inventory(agent: Agent, kubelet: StubKubelet) -> None:
@@ -196,7 +118,7 @@ def test_nothing_is_registered_before_the_first_inventory(agent: Agent, kubelet:
 def test_a_change_is_pushed_and_only_a_change(
     running: Agent, kubelet: StubKubelet, kubelet_dir: Path
 ) -> None:
-    with client(kubelet_dir) as stub:
+    with client(running.sockets()[0]) as stub:
         stream = stub.ListAndWatch(pb.Empty())
         assert len(next(stream).devices) == 3
         # What the kubelet does not see: a generation, a VF that moved into a pod, another pool.
@@ -206,6 +128,15 @@ def test_a_change_is_pushed_and_only_a_change(
         stream.cancel()
     kubelet.wait_devices(FAST, 1)
     kubelet.wait_devices(SLOW, 2)
+
+
+def test_a_vf_that_is_unhealthy_is_told(running: Agent, kubelet: StubKubelet) -> None:
+    sick = PciAddress(vf_id(1, 1))
+    running.plugin.update(make_inventory(), {"fast": {sick: "no carrier"}})
+    assert list(kubelet.wait_devices(FAST, 2)) == [vf_id(1, 0), vf_id(1, 2)]
+    assert kubelet.devices(FAST)[sick].health == "Unhealthy"
+    running.plugin.update(make_inventory())
+    kubelet.wait_devices(FAST, 3)
 
 
 # -- allocation ----------------------------------------------------------------------------------------
@@ -273,19 +204,17 @@ def test_device_information_is_there_until_its_device_is_gone(
 def test_ids_that_are_not_of_the_pool(
     running: Agent, kubelet_dir: Path, device_id: str, code: grpc.StatusCode
 ) -> None:
-    with client(kubelet_dir) as stub, pytest.raises(grpc.RpcError) as caught:
+    with client(running.sockets()[0]) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.Allocate(allocate_request(vf_id(1, 0), device_id))
     assert caught.value.code() is code
     assert repr(device_id) in str(caught.value.details())
     assert [entry["call"] for entry in running.events("refused")] == ["Allocate"]
 
 
-def test_a_preference_is_advertised_and_its_reason_logged(
-    running: Agent, kubelet: StubKubelet, kubelet_dir: Path
-) -> None:
+def test_a_preference_is_advertised_and_its_reason_logged(running: Agent, kubelet: StubKubelet) -> None:
     options = pb.DevicePluginOptions(preferred_allocation_available=True)
     assert [kubelet.options(name) for name in (FAST, SLOW, NONE)] == [options] * 3
-    with client(kubelet_dir) as stub:
+    with client(running.sockets()[0]) as stub:
         assert stub.GetDevicePluginOptions(pb.Empty()) == options
         assert stub.PreStartContainer(pb.PreStartContainerRequest()) == pb.PreStartContainerResponse()
 
@@ -313,7 +242,7 @@ def test_an_unexpected_failure_is_logged_and_answered(
         raise ZeroDivisionError
 
     monkeypatch.setattr(running.node.allocator, "allocate", broken)
-    with client(kubelet_dir) as stub, pytest.raises(grpc.RpcError) as caught:
+    with client(running.sockets()[0]) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.Allocate(allocate_request(vf_id(1, 0)))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert [entry["exc_info"] for entry in running.events("failed")] == [True]
@@ -323,9 +252,9 @@ def test_an_unexpected_failure_is_logged_and_answered(
 
 
 def test_reconnects_leave_no_handler_behind(running: Agent, kubelet_dir: Path) -> None:
-    service = running.plugin._endpoints[0].service
+    service = running.plugin._resources["fast"].service
     for _ in range(100):
-        with client(kubelet_dir) as stub:
+        with client(running.sockets()[0]) as stub:
             stream = stub.ListAndWatch(pb.Empty())
             assert len(next(stream).devices) == 3
             stream.cancel()
@@ -334,7 +263,7 @@ def test_reconnects_leave_no_handler_behind(running: Agent, kubelet_dir: Path) -
 
 
 def test_many_streams_do_not_keep_allocate_waiting(running: Agent, kubelet_dir: Path) -> None:
-    with client(kubelet_dir) as stub:
+    with client(running.sockets()[0]) as stub:
         streams = [stub.ListAndWatch(pb.Empty()) for _ in range(MAX_STREAMS + 3)]
         answers = [first_answer(stream) for stream in streams]
         assert answers.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 4  # the kubelet holds one
@@ -342,136 +271,6 @@ def test_many_streams_do_not_keep_allocate_waiting(running: Agent, kubelet_dir: 
         assert stub.Allocate(allocate_request(vf_id(1, 0)), timeout=5).container_responses[0].envs
         for stream in streams:
             stream.cancel()
-
-
-# -- a kubelet that comes, goes and refuses ------------------------------------------------------------
-
-
-def test_without_a_kubelet_it_waits_in_silence(agent: Agent, kubelet_dir: Path) -> None:
-    agent.plugin.update(make_inventory())
-    agent.start()
-    eventually("waiting", lambda: agent.logged.entries)
-    agent.stopping.wait(0.1)
-    assert [entry["event"] for entry in agent.logged.entries] == ["waiting for the kubelet"]
-    with StubKubelet(kubelet_dir) as kubelet:
-        kubelet.wait_devices(FAST, 3)
-
-
-def test_a_kubelet_that_restarts_is_registered_with_again(running: Agent, kubelet: StubKubelet) -> None:
-    kubelet.wait_devices(FAST, 3)
-    held = kubelet.allocate("default", "pod", FAST)
-    for _ in range(3):
-        kubelet.restart()
-        kubelet.wait_devices(FAST, 3)
-        kubelet.wait_devices(NONE, 0)
-    assert kubelet.allocate("default", "other", FAST).ids != held.ids
-
-
-def test_a_kubelet_that_leaves_is_seen(running: Agent, kubelet: StubKubelet) -> None:
-    kubelet.stop()
-    eventually("not registered", lambda: not any(one.registered for one in running.plugin.registered()))
-    assert {one.reason for one in running.plugin.registered()} == {"the kubelet's socket is not there"}
-    kubelet.start()
-    kubelet.wait_devices(FAST, 3)
-
-
-def test_a_refused_registration_is_tried_again(agent: Agent, kubelet: StubKubelet) -> None:
-    kubelet.refuse_next(9, "not today")
-    agent.plugin.update(make_inventory())
-    agent.start()
-    eventually("registered", agent.is_registered)
-    kubelet.wait_devices(FAST, 3)
-    assert len(kubelet.registrations()) == 3
-    refusals = agent.events("not registered")
-    assert sorted(entry["resource"] for entry in refusals) == sorted([FAST, SLOW, NONE])  # once each
-    assert all("not today" in entry["reason"] for entry in refusals)
-
-
-def test_a_vanished_socket_is_served_and_registered_again(
-    running: Agent, kubelet: StubKubelet, kubelet_dir: Path
-) -> None:
-    kubelet.wait_devices(FAST, 3)
-    (kubelet_dir / f"device-plugins/{PREFIX}_fast.sock").unlink()
-    kubelet.wait_for("second registration", lambda: kubelet.registrations().count(FAST) == 2)
-    kubelet.wait_devices(FAST, 3)
-    assert kubelet.allocate("default", "pod", FAST).ids
-    assert kubelet.registrations().count(SLOW) == 1
-
-
-def test_a_kubelet_that_stops_listening_is_registered_with_again(
-    kubelet_dir: Path, kubelet: StubKubelet
-) -> None:
-    agent = Agent(kubelet_dir, unwatched_s=0.05)
-    agent.plugin.update(make_inventory())
-    agent.start()
-    try:
-        kubelet.wait_devices(FAST, 3)
-        kubelet.drop(FAST)
-        kubelet.wait_devices(FAST, 3)
-        assert agent.events("the kubelet stopped listening")
-    finally:
-        agent.stop()
-
-
-def test_a_kubelet_that_never_answers_does_not_hold_up_the_stop(agent: Agent, kubelet_dir: Path) -> None:
-    (kubelet_dir / "device-plugins").mkdir()
-    with socket.socket(socket.AF_UNIX) as mute:
-        mute.bind(str(kubelet_dir / "device-plugins/kubelet.sock"))
-        mute.listen()
-        agent.plugin.update(make_inventory())
-        agent.start()
-        connection, _ = mute.accept()
-        with connection:
-            started = time.monotonic()
-            agent.stop()
-            assert time.monotonic() - started < 1.5
-    assert agent.events("not registered") == []
-
-
-# -- start and stop ------------------------------------------------------------------------------------
-
-
-def test_stop_leaves_nothing_behind(running: Agent, kubelet: StubKubelet, kubelet_dir: Path) -> None:
-    kubelet.wait_devices(FAST, 3)
-    running.stop()
-    assert [path.name for path in (kubelet_dir / "device-plugins").iterdir()] == ["kubelet.sock"]
-    kubelet.wait_devices(FAST, 0)
-    assert {device.health for device in kubelet.devices(FAST).values()} == {"Unhealthy"}
-    running.plugin.stop()  # twice does no harm
-
-
-def test_an_agent_that_restarts_takes_over(running: Agent, kubelet: StubKubelet, kubelet_dir: Path) -> None:
-    kubelet.wait_devices(FAST, 3)
-    running.stop()
-    successor = Agent(kubelet_dir)
-    try:
-        successor.start()
-        successor.plugin.update(make_inventory(fast=2))
-        assert list(kubelet.wait_devices(FAST, 2)) == [vf_id(1, 0), vf_id(1, 1)]
-    finally:
-        successor.stop()
-
-
-def test_start_serves_before_anybody_is_told(agent: Agent, kubelet_dir: Path) -> None:
-    stale = kubelet_dir / f"device-plugins/{PREFIX}_fast.sock"
-    stale.parent.mkdir()
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(stale))
-    agent.plugin.start()
-    with client(kubelet_dir) as stub:
-        assert stub.GetDevicePluginOptions(pb.Empty(), timeout=5).preferred_allocation_available
-
-
-def test_start_says_what_is_in_the_way(agent: Agent, kubelet_dir: Path) -> None:
-    path = kubelet_dir / f"device-plugins/{PREFIX}_fast.sock"
-    path.mkdir(parents=True)
-    with pytest.raises(SriovError, match=f"serve {path}: "):
-        agent.plugin.start()
-
-
-def test_a_socket_path_that_is_too_long(kubelet_dir: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"socket path: .* at most 107 bytes"):
-        Agent(kubelet_dir / ("x" * 60))
 
 
 # -- the kubelet's other side --------------------------------------------------------------------------

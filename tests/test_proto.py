@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_plugin.api import deviceplugin_v1beta1_pb2 as pb
+from device_plugin.api import pluginregistration_v1_pb2 as registration_pb
 from device_plugin.api import podresources_v1_pb2 as pod_pb
 from hw_tests.cri.api import cri_runtime_v1_pb2 as cri_pb
 
@@ -33,7 +34,7 @@ def test_generated_code_is_up_to_date(tmp_path: Path, home: str) -> None:
     assert fresh == kept, "run `make proto` and commit what it changes"
 
 
-@pytest.mark.parametrize("module", [pb, pod_pb, cri_pb])
+@pytest.mark.parametrize("module", [pb, registration_pb, pod_pb, cri_pb])
 def test_handwritten_types_name_every_method(module: object) -> None:
     descriptor = module.DESCRIPTOR  # type: ignore[attr-defined]
     stub = (ROOT / descriptor.name).with_name(Path(descriptor.name).stem + "_pb2_grpc.pyi")
@@ -79,6 +80,13 @@ def test_wire_format_of_an_allocation() -> None:
     )
 
 
+def test_wire_format_of_a_registration() -> None:
+    info = registration_pb.PluginInfo(type="t", name="n", endpoint="e", supported_versions=["v", "w"])
+    assert info.SerializeToString() == b"\x0a\x01t\x12\x01n\x1a\x01e\x22\x01v\x22\x01w"
+    status = registration_pb.RegistrationStatus(registered=True, error="e")
+    assert status.SerializeToString() == b"\x08\x01\x12\x01e"
+
+
 def test_wire_format_of_pod_resources() -> None:
     devices = pod_pb.ContainerDevices(resource_name="r", device_ids=["d"])
     container = pod_pb.ContainerResources(name="c", devices=[devices])
@@ -109,7 +117,7 @@ def test_wire_format_of_a_pod_sandbox() -> None:
 def test_method_names() -> None:
     names = {
         f"{service.full_name}/{method}"
-        for module in (pb, pod_pb, cri_pb)
+        for module in (pb, registration_pb, pod_pb, cri_pb)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods_by_name
     }
@@ -120,6 +128,8 @@ def test_method_names() -> None:
         "v1beta1.DevicePlugin/GetPreferredAllocation",
         "v1beta1.DevicePlugin/Allocate",
         "v1beta1.DevicePlugin/PreStartContainer",
+        "pluginregistration.Registration/GetInfo",
+        "pluginregistration.Registration/NotifyRegistrationStatus",
         "v1.PodResourcesLister/List",
         "v1.PodResourcesLister/GetAllocatableResources",
         "v1.PodResourcesLister/Get",

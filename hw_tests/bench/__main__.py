@@ -12,17 +12,22 @@ from typing import TypeVar
 import msgspec
 
 from hw_tests.bench.plot import render_svg
-from hw_tests.bench.results import Looks, Measured, to_json
-from hw_tests.bench.table import render_looks, render_table
+from hw_tests.bench.results import Looks, Measured, Restarts, to_json
+from hw_tests.bench.table import render_looks, render_restarts, render_table
 from hw_tests.rig.guest import run_in_guest
 from hw_tests.runtime import PROJECT
 
 T = TypeVar("T")
 
 PLACES = ("native", "rig")
-PARTS = ("calls", "inventory")
-_MODULES = {"calls": "hw_tests.bench.measure", "inventory": "hw_tests.bench.looks"}
-_RIG_TIMEOUT_S = 420.0
+PARTS = ("calls", "inventory", "restarts")
+_MODULES = {
+    "calls": "hw_tests.bench.measure",
+    "inventory": "hw_tests.bench.looks",
+    "restarts": "hw_tests.bench.restart",
+}
+_NATIVE_ONLY = ("restarts",)  # what it takes is Python's start and the kubelet: no NIC has a part in it
+_RIG_TIMEOUT_S = 480.0
 # A network namespace that stands for the host's, and mounts of its own: nothing of it outlives the run, and
 # nothing that it does reaches an interface of this machine.
 _ALONE = ["unshare", "--net", "--mount", "sh", "-c"]
@@ -41,18 +46,25 @@ def main(arguments: list[str]) -> int:
                 return code
         measured = [_read(Path(name) / f"{place}.json", Measured) for place in places if "calls" in parts]
         looks = [_read(Path(name) / f"looks-{place}.json", Looks) for place in places if "inventory" in parts]
-    for lines in (*map(render_table, measured), *map(render_looks, looks)):
+        restarts = (
+            _read(Path(name) / "restarts.json", list[Restarts])
+            if "native" in places and "restarts" in parts
+            else []
+        )
+    for lines in (*map(render_table, measured), *map(render_looks, looks), render_restarts(restarts)):
         print("\n".join(lines))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bench.json").write_bytes(to_json(measured, looks))
+    (options.out / "bench.json").write_bytes(to_json(measured, looks, restarts))
     (options.out / "bench.svg").write_text(render_svg(measured))
     print(f"written: {options.out}/bench.json, {options.out}/bench.svg")
     return 0
 
 
 def _run(place: str, parts: Sequence[str], rounds: int, out: Path) -> int:
-    more = {"calls": ["--rounds", str(rounds)], "inventory": []}
-    commands = [["-m", _MODULES[part], "--place", place, *more[part]] for part in parts]
+    of_place, of_rounds = ["--place", place], ["--rounds", str(rounds)]
+    more = {"calls": of_place + of_rounds, "inventory": of_place, "restarts": of_rounds}
+    due = [part for part in parts if place == "native" or part not in _NATIVE_ONLY]
+    commands = [["-m", _MODULES[part], *more[part]] for part in due]
     return _run_natively(commands, out) if place == "native" else _run_in_rig(commands, out)
 
 
@@ -80,7 +92,7 @@ def _read(path: Path, kind: type[T]) -> T:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="make bench", description="how long ADD, DEL and looks of the inventory take"
+        prog="make bench", description="how long ADD, DEL, looks of the inventory and restarts take"
     )
     parser.add_argument("--rounds", type=int, default=0, help="of calls one after the other; 0: as usual")
     parser.add_argument(
@@ -88,7 +100,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="append",
         default=[],
         choices=(*PLACES, *PARTS),
-        help="one of the two places, or one of the two parts; may be given for both",
+        help="a place or a part; may be given several times",
     )
     parser.add_argument("--out", type=Path, default=PROJECT / "build/bench", metavar="DIR")
     return parser.parse_args(arguments)

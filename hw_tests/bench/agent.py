@@ -4,7 +4,6 @@ SRIOV_BENCH_VETHS names a file that says which; without it this is `sriov-agent`
 """
 
 import os
-import sys
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is loaded, which the imports below do
 
 from hw_tests.bench.veths import Veth, VethKernel
-from node_agent.main import main
+from node_agent.main import run
 from vf_manager.kernel.linux import LinuxKernel
 
 
@@ -32,4 +31,4 @@ def make_kernel() -> LinuxKernel:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], make_kernel()))
+    run(make_kernel())

@@ -18,6 +18,8 @@ _READY_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.05
 
+_FOLDERS = ("run", "kubelet", "lease", "cdi", "device-info")
+
 
 @dataclass(frozen=True)
 class AgentProcess:
@@ -37,18 +39,22 @@ class AgentProcess:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
+def prepare_agent(folder: Path, config: str, *options: str) -> list[str]:
+    """The command, once its folders and its config are there."""
+    (folder / "kubelet").mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    paths = {"config": "config.yaml"} | {f"{name}-dir": name for name in _FOLDERS}
+    words = [word for key, name in paths.items() for word in (f"--{key}", str(folder / name))]
+    return [sys.executable, "-m", "hw_tests.bench.agent", *words, *options]
+
+
 @contextmanager
 def running_agent(
     folder: Path, config: str, *, log_level: str = "info", env: dict[str, str] | None = None
 ) -> Iterator[AgentProcess]:
     """`folder`: for all that it keeps on disk. Ready when the context is entered."""
-    (folder / "kubelet").mkdir(parents=True)
-    (folder / "config.yaml").write_text(config)
+    command = prepare_agent(folder, config, "--log-level", log_level)
     log = folder / "agent.log"
-    folders = ("run", "kubelet", "lease", "cdi", "device-info")
-    options = {"config": "config.yaml"} | {f"{name}-dir": name for name in folders}
-    words = [word for key, name in options.items() for word in (f"--{key}", str(folder / name))]
-    command = [sys.executable, "-m", "hw_tests.bench.agent", *words, "--log-level", log_level]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command, cwd=PROJECT, env={**os.environ, **(env or {})}, stdout=sink, stderr=sink

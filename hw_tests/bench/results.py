@@ -79,6 +79,19 @@ class Looks(msgspec.Struct, frozen=True, kw_only=True):
     looks: list[Look]
 
 
+class Restarts(msgspec.Struct, kw_only=True):
+    """Of the agent, as the kubelet sees them; a time for each. `until_gone`: from SIGTERM until no device can
+    be had; `until_ended`: until the process is gone; `until_back`: from exec until all can be had again;
+    `window`: in which pods that ask for one are rejected."""
+
+    way: str
+    rounds: int
+    until_gone: list[float] = []
+    until_ended: list[float] = []
+    until_back: list[float] = []
+    window: list[float] = []
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between the two closest ranks. Of nothing: 0."""
     if not values:
@@ -109,13 +122,15 @@ def median_steps(calls: Iterable[Sequence[tuple[str, float]]]) -> list[Step]:
     return [Step(name, percentile(durations, 50)) for name, durations in found.items()]
 
 
-def to_json(measured: Sequence[Measured], looks: Sequence[Looks] = ()) -> bytes:
+def to_json(
+    measured: Sequence[Measured], looks: Sequence[Looks] = (), restarts: Sequence[Restarts] = ()
+) -> bytes:
     """Everything measured, with the percentiles that the table shows."""
     places = [msgspec.to_builtins(one) | {"summary": _summary(one)} for one in measured]
     inventory = [
         msgspec.to_builtins(one) | {"summary": [spread(look.ms) for look in one.looks]} for one in looks
     ]
-    document = {"unit": "ms", "places": places, "inventory": inventory}
+    document = {"unit": "ms", "places": places, "inventory": inventory, "restarts": restarts}
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

@@ -1,6 +1,6 @@
 """Pure: what was measured as a table for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hw_tests.bench.results import (
     CONTENDERS,
@@ -10,6 +10,7 @@ from hw_tests.bench.results import (
     Look,
     Looks,
     Measured,
+    Restarts,
     Samples,
     Step,
     ratio,
@@ -46,6 +47,23 @@ def _look_row(look: Look) -> str:
     found = spread(look.ms)
     numbers = "".join(f"{value:9.1f}" for value in (found.p50, found.p95, found.p99))
     return f"{look.pfs:5}{look.vfs:5}{numbers}     {look.netlink_requests:18}{look.sysfs_reads:14}"
+
+
+def render_restarts(restarts: Sequence[Restarts]) -> list[str]:
+    lines = []
+    for one in restarts:
+        title = f"{one.rounds} restarts of the agent, registered by way of {one.way} (ms)"
+        lines.append(f"{title:<64}" + "".join(f"{name:>9}" for name in ("p50", "p95", "p99")))
+        for name, values in (
+            ("SIGTERM until the kubelet has no device", one.until_gone),
+            ("SIGTERM until the process has ended", one.until_ended),
+            ("exec until the kubelet has every device", one.until_back),
+            ("in between, when pods are rejected", one.window),
+        ):
+            found = spread(values)
+            lines.append(f"  {name:<62}{found.p50:9.0f}{found.p95:9.0f}{found.p99:9.0f}")
+        lines.append("")
+    return lines
 
 
 def _block(title: str, samples: Samples) -> Iterator[str]:
