@@ -227,10 +227,20 @@ class DevicePlugin:
         """None as long as the pool is not to be announced."""
         ready = resource.service.is_ready() and resource.pool.name not in self._held
         if resource.announcement is None and ready and self._way is not None:
+            self._remove_stale(resource.service.resource, self._way)
             resource.announcement = announce(
                 self._way, resource.service, self._kubelet_dir, self._timing, self._log
             )
         return resource.announcement
+
+    def _remove_stale(self, resource: str, way: Way) -> None:
+        """What an agent that was killed left behind if it took the other way: the kubelet would dial it for
+        ever."""
+        for other in Way:
+            path = socket_path(other, self._kubelet_dir, resource)
+            if other is not way and read_socket_identity(path) is not None:
+                path.unlink(missing_ok=True)
+                self._log.info("removed the socket of an earlier agent", socket=str(path))
 
     def _see_off(self, now: float | None) -> None:
         """Close the sockets of removed pools whose time has come; None: of all."""
