@@ -15,7 +15,7 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto docs-config requirements install install-cni install-vfs-unit install-unmanaged clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,7 @@ CONFIG_DIR ?= /etc/sriov-underlay
 UNIT_DIR ?= /etc/systemd/system
 UDEV_DIR ?= /etc/udev/rules.d
 NETWORKD_DIR ?= /etc/systemd/network
+RUN_DIR ?= /run/sriov-underlay
 # `make install ALSO_AS=sriov`: under the name in existing network configurations too ("type": "sriov").
 ALSO_AS ?=
 ifneq ($(filter-out sriov,$(ALSO_AS)),)
@@ -111,6 +112,15 @@ install-unmanaged: ## what keeps NetworkManager and systemd-networkd from taking
 	install -D -m 644 -t $(UDEV_DIR) manifests/80-sriov-vfs.rules
 	install -D -m 644 -t $(NETWORKD_DIR) manifests/10-sriov-vfs.network
 	@echo "Installed. Next: udevadm control --reload; it counts for VFs made from now on"
+
+uninstall: ## take all of it off this node again, once no pod has a VF; see docs/upgrade.md
+	@cd $(RUN_DIR)/attachments 2>/dev/null && ls *.json >/dev/null 2>&1 || exit 0; \
+	    echo "pods still have VFs that nobody could take back then:" *.json >&2; exit 1
+	rm -f $(UNIT_DIR)/sriov-agent.service $(UNIT_DIR)/sriov-vfs.service $(UDEV_DIR)/80-sriov-vfs.rules
+	rm -f $(NETWORKD_DIR)/10-sriov-vfs.network
+	for name in sriov-underlay $(ALSO_AS); do rm -f $(CNI_BIN)/$$name; done
+	[ ! -e $(PREFIX)/pyvenv.cfg ] || rm -r $(PREFIX)
+	rm -rf $(RUN_DIR)
 
 proto: setup ## generate the gRPC code from device_plugin/proto and hw_tests/cri/proto
 	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args
