@@ -101,3 +101,10 @@ def test_mistakes_are_found(command: str) -> None:
     program, *words = command.split()
     with pytest.raises(AssertionError):
         CHECKS[program](words)
+
+
+def test_the_list_of_tiers_is_that_of_make_test() -> None:
+    listed = re.findall(r"^\| `make ([a-z-]+)` \|", (PROJECT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    tiers = re.search(r"^test: ([a-z -]+?) *##", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert tiers is not None
+    assert listed == [*tiers[1].split(), "test"]

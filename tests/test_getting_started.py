@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from node_agent import cli
-from node_agent.main import CONFIG
+from node_agent.config_source import CONFIG
 from tests.fake_kernel import FakeKernel
 from tests.test_cli_plan import Sriovctl
 from vf_manager.model import PciAddress
