@@ -9,9 +9,9 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent.parent
 PAGE = (PROJECT / "docs/security.md").read_text()
-# Between them they move links, set addresses and routes, announce, and ask the wire.
-FILES = ("tests/netns/test_kernel.py", "tests/netns/test_probe.py")
-SAMPLE = "moves or moved or address or route or announc or probe or answers"
+# Between them they move a link, set addresses and routes, announce, and ask the wire.
+FILES = ("tests/netns/test_kernel.py", "tests/netns/test_probe.py", "tests/netns/test_announce.py")
+SAMPLE = "moves_under_the_new_one or listed_as_they_were_added or gratuitous or one_that_is_in_use"
 
 
 def run_with(capabilities: list[str]) -> int:
