@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from node_agent import cli
+from node_agent.config import parse_config
 from node_agent.config_source import CONFIG
 from tests.fake_kernel import FakeKernel
 from tests.test_cli_plan import Sriovctl
@@ -39,6 +40,11 @@ def test_what_it_says_before_anything_is_changed(sriovctl: Sriovctl) -> None:
     ]
     [shown] = _SESSION.findall(PAGE)
     assert shown.splitlines() == [line.rstrip() for line in said if line.strip()]
+
+
+def test_the_line_that_is_added_is_one_of_the_config(sriovctl: Sriovctl) -> None:
+    [line] = re.findall(r"^\$ echo '(fallback: .+)' \| sudo tee -a", PAGE, re.MULTILINE)
+    assert parse_config(f"{sriovctl.config.read_text()}{line}\n").fallback
 
 
 def test_the_agent_then_makes_the_pool_that_the_page_says(sriovctl: Sriovctl) -> None:
