@@ -15,7 +15,7 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto requirements install install-cni install-vfs-unit install-unmanaged clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,7 @@ CONFIG_DIR ?= /etc/sriov-underlay
 UNIT_DIR ?= /etc/systemd/system
 UDEV_DIR ?= /etc/udev/rules.d
 NETWORKD_DIR ?= /etc/systemd/network
+RUN_DIR ?= /run/sriov-underlay
 # `make install ALSO_AS=sriov`: under the name in existing network configurations too ("type": "sriov").
 ALSO_AS ?=
 ifneq ($(filter-out sriov,$(ALSO_AS)),)
@@ -92,6 +93,7 @@ install: shim ## the agent, the CNI executable and the systemd unit, on this nod
 	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt && \
 	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .'
 	install -d -m 755 $(CONFIG_DIR) $(UNIT_DIR)
+	install -m 644 manifests/config.schema.json $(CONFIG_DIR)/config.schema.json
 	[ -e $(CONFIG_DIR)/config.yaml ] || install -m 644 manifests/config.yaml $(CONFIG_DIR)/config.yaml
 	install -m 644 manifests/sriov-agent.service $(UNIT_DIR)/sriov-agent.service
 	@$(MAKE) install-cni
@@ -111,9 +113,21 @@ install-unmanaged: ## what keeps NetworkManager and systemd-networkd from taking
 	install -D -m 644 -t $(NETWORKD_DIR) manifests/10-sriov-vfs.network
 	@echo "Installed. Next: udevadm control --reload; it counts for VFs made from now on"
 
+uninstall: ## take all of it off this node again, once no pod has a VF; see docs/upgrade.md
+	@cd $(RUN_DIR)/attachments 2>/dev/null && ls *.json >/dev/null 2>&1 || exit 0; \
+	    echo "pods still have VFs that nobody could take back then:" *.json >&2; exit 1
+	rm -f $(UNIT_DIR)/sriov-agent.service $(UNIT_DIR)/sriov-vfs.service $(UDEV_DIR)/80-sriov-vfs.rules
+	rm -f $(NETWORKD_DIR)/10-sriov-vfs.network
+	for name in sriov-underlay $(ALSO_AS); do rm -f $(CNI_BIN)/$$name; done
+	[ ! -e $(PREFIX)/pyvenv.cfg ] || rm -r $(PREFIX)
+	rm -rf $(RUN_DIR)
+
 proto: setup ## generate the gRPC code from device_plugin/proto and hw_tests/cri/proto
 	$(PYTHON) -m grpc_tools.protoc @device_plugin/proto/protoc.args
 	$(PYTHON) -m grpc_tools.protoc @hw_tests/cri/proto/protoc.args
+
+docs-config: setup ## the tables of docs/configuration.md and manifests/config.schema.json, from the types
+	$(PYTHON) -m node_agent.config_reference
 
 requirements: setup ## pin the newest allowed versions of the dependencies, with hashes
 	$(VENV)/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --no-header \

@@ -1,8 +1,11 @@
 """Pure: how the VFs of a pool are given to containers, as the administrator wants it."""
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+
+from vf_manager.meaning import meaning
 
 
 class Policy(StrEnum):
@@ -14,9 +17,16 @@ class Policy(StrEnum):
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """`allocation` of a pool. `cdi`: device nodes by way of CDI specs. `reset_vfio`: a function-level reset
-    of VFs with a vfio driver before each use."""
+    """How containers get the VFs of a pool."""
 
-    policy: Policy = Policy.PACKED
-    cdi: bool = False
-    reset_vfio: bool = False
+    policy: Annotated[
+        Policy,
+        meaning(
+            "which of the free VFs: `packed`, of as few PFs as possible; `spread`, over as many PFs as"
+            " possible; `aligned`, of one PCIe root, else of one NUMA node"
+        ),
+    ] = Policy.PACKED
+    cdi: Annotated[bool, meaning("device nodes by way of CDI specs, whose names outlive a reboot")] = False
+    reset_vfio: Annotated[
+        bool, meaning("a function-level reset of VFs with a vfio driver before each use")
+    ] = False

@@ -7,11 +7,13 @@ wrong with it. Keys are joined by AND, the entries of one key by OR.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated
 
 import msgspec
 
 from device_plugin.selector_keys import VALUE_KEYS
 from vf_manager.errors import InvalidInput
+from vf_manager.meaning import meaning
 from vf_manager.model import Pf, Vf, parse_pci_address
 
 _PF_NAME = re.compile(r"[^\s/#\x00-\x1f\x7f]+")
@@ -26,20 +28,36 @@ _MAX_INDEX = 65535  # NumVFs of the SR-IOV capability has 16 bits
 class Selector(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True
 ):
-    """A selector as written. `None`: not asked for, any VF will do."""
+    """Which VFs a pool takes. All keys must hold; of the entries of one key, one is enough. A key that is
+    left out takes any."""
 
-    pf_names: tuple[str, ...] | None = None  # "ens1f0", "ens1f0#0-3,5"; altnames of the PF count too
-    root_devices: tuple[str, ...] | None = None  # the same by the PF's PCI address: "0000:3b:00.0#0-3,5"
-    vendors: tuple[str, ...] | None = None  # "8086"
-    devices: tuple[str, ...] | None = None  # "10ca", of the VF, not of its PF
-    drivers: tuple[str, ...] | None = None  # of the VF: "igbvf", "vfio-pci"
-    pci_addresses: tuple[str, ...] | None = None  # of the VF: "0000:3b:10.0"
-    acpi_indexes: tuple[int | str, ...] | None = None
-    link_types: tuple[str, ...] | None = None  # "ether", "infiniband"
-    p_keys: tuple[str, ...] | None = None  # "0x8001"
-    numa_nodes: tuple[int, ...] | None = None
-    pcie_roots: tuple[str, ...] | None = None  # "pci0000:3a"
-    is_rdma: bool | None = None
+    pf_names: Annotated[
+        tuple[str, ...] | None,
+        meaning("its PF, by name or altname: `ens1f0`; `ens1f0#0-3,5` for the VFs of these indexes"),
+    ] = None
+    root_devices: Annotated[
+        tuple[str, ...] | None, meaning("its PF, by PCI address: `0000:3b:00.0`, `0000:3b:00.0#0-3,5`")
+    ] = None
+    vendors: Annotated[tuple[str, ...] | None, meaning('PCI vendor of the VF: `"8086"`')] = None
+    devices: Annotated[
+        tuple[str, ...] | None, meaning('PCI device id of the VF, not of its PF: `"10ca"`')
+    ] = None
+    drivers: Annotated[
+        tuple[str, ...] | None, meaning("the driver it is bound to now: `igbvf`, `vfio-pci`")
+    ] = None
+    pci_addresses: Annotated[tuple[str, ...] | None, meaning("its own address: `0000:3b:02.1`")] = None
+    acpi_indexes: Annotated[
+        tuple[int | str, ...] | None, meaning("the number that firmware gave it: `101`")
+    ] = None
+    link_types: Annotated[tuple[str, ...] | None, meaning("`ether`, `infiniband`")] = None
+    p_keys: Annotated[
+        tuple[str, ...] | None, meaning('the default partition key of InfiniBand: `"0x8001"`')
+    ] = None
+    numa_nodes: Annotated[tuple[int, ...] | None, meaning("its NUMA node: `0`")] = None
+    pcie_roots: Annotated[
+        tuple[str, ...] | None, meaning('the root of its PCI hierarchy: `"pci0000:3a"`')
+    ] = None
+    is_rdma: Annotated[bool | None, meaning("whether it has an RDMA device")] = None
 
     def items(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The keys that are asked for, as they are written, each with its entries."""

@@ -2,7 +2,7 @@
 that names its path."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_ne
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError
 from vf_manager.health import HealthPolicy
+from vf_manager.meaning import meaning
 from vf_manager.mistakes import MistakesFound, caught, type_mistakes
 from vf_manager.model import Inventory
 from vf_manager.provision import PfPolicy
@@ -28,27 +29,49 @@ class ConfigError(MistakesFound):
 
 
 class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to reach the API server. `kubeconfig`: None inside of a pod, with its service account."""
+    """How to reach the API server. Everything but what asks for it works without one."""
 
-    kubeconfig: str | None = None
+    kubeconfig: Annotated[
+        str | None, meaning("path of a kubeconfig; left out inside of a pod, which has a service account")
+    ] = None
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """`select`: one selector, or several of which one is enough. `without_pf`: of VFs that a hypervisor gave
-    to this machine, whose PF it has not. The others are as in `Pool`."""
+    """VFs that are one resource of the node."""
 
-    name: str
-    select: Selector | tuple[Selector, ...]
-    resource_prefix: str | None = None
-    without_pf: bool = False
-    shared: bool = False
-    exclude_topology: bool = False
-    vhost_net: bool = False
-    additional_info: dict[str, dict[str, str]] = {}
-    vfs: VfsConfig | None = None
-    limits: Limits | None = None
-    allocation: Allocation = Allocation()
-    health: HealthPolicy | None = None
+    name: Annotated[str, meaning("second part of the resource name; no two pools have the same")]
+    select: Annotated[
+        Selector | tuple[Selector, ...],
+        meaning("which VFs: one selector, or a list of which one is enough; `{}` takes every VF"),
+    ]
+    resource_prefix: Annotated[str | None, meaning("first part of the resource name, if not the node's")] = (
+        None
+    )
+    without_pf: Annotated[
+        bool, meaning("of VFs that a hypervisor gave to this machine, whose PF it has not")
+    ] = False
+    shared: Annotated[bool, meaning("whether a VF of this pool may also be in other pools that say so")] = (
+        False
+    )
+    exclude_topology: Annotated[bool, meaning("whether the kubelet is not told the NUMA nodes")] = False
+    vhost_net: Annotated[bool, meaning("whether containers get `/dev/vhost-net` and `/dev/net/tun`")] = False
+    additional_info: Annotated[
+        dict[str, dict[str, str]],
+        meaning(
+            "what containers are told of a device besides what is known of it: by PCI address, or `*` for all"
+        ),
+    ] = {}
+    vfs: Annotated[
+        VfsConfig | None,
+        meaning("VFs to create. Left out: those that exist are taken as they are, and none is made"),
+    ] = None
+    limits: Annotated[Limits | None, meaning("what a network may ask of these VFs. Left out: anything")] = (
+        None
+    )
+    allocation: Annotated[Allocation, meaning("how containers get these VFs")] = Allocation()
+    health: Annotated[
+        HealthPolicy | None, meaning("what the PF's state means for its VFs. Left out: its defaults")
+    ] = None
 
     def selectors(self) -> tuple[Selector, ...]:
         return self.select if isinstance(self.select, tuple) else (self.select,)
@@ -78,12 +101,33 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    pools: tuple[PoolConfig, ...]
-    resource_prefix: str = DEFAULT_PREFIX
-    networks: tuple[dict[str, Any], ...] = ()
-    fallback: str | None = None
-    repair_drift: bool = False
-    kubernetes: KubernetesConfig | None = None
+    """The file as a whole."""
+
+    pools: Annotated[
+        tuple[PoolConfig, ...],
+        meaning("the resources of this node. A VF belongs to the first pool of the list that takes it"),
+    ]
+    resource_prefix: Annotated[
+        str, meaning("first part of the resource names: pods request `sriov-underlay.io/fast`")
+    ] = DEFAULT_PREFIX
+    networks: Annotated[
+        tuple[dict[str, Any], ...],
+        meaning("what the VFs of pools are given in pods that come without a `deviceID`"),
+    ] = ()
+    fallback: Annotated[
+        str | None,
+        meaning("absolute path of a network configuration list for pods that requested no VF"),
+    ] = None
+    repair_drift: Annotated[
+        bool,
+        meaning(
+            "whether a VF in a pod gets the attributes back that somebody else changed; else they are logged"
+        ),
+    ] = False
+    kubernetes: Annotated[
+        KubernetesConfig | None,
+        meaning("how to reach the API server; `{}` inside of a pod. Left out: it is not asked"),
+    ] = None
 
     def resources(self) -> tuple[Pool, ...]:
         """The pools as the device plugin takes them."""

@@ -1,12 +1,13 @@
 """Pure: `vfs` of the pools of the config, and what they ask of each PF of a node together."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from device_plugin.selectors import PfRule
 from vf_manager.errors import InvalidInput, SriovError
+from vf_manager.meaning import meaning
 from vf_manager.model import Inventory, PciAddress, Pf
 from vf_manager.provision import MacKind, PfPolicy, VfPolicy
 from vf_manager.provision_steps import DriverKind, EswitchMode
@@ -19,15 +20,31 @@ class PoolsDisagree(SriovError):
 
 
 class VfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """VFs to create on each PF of a pool. `count`, `adopt` and `eswitch_mode` are about the PF, the others
-    about the pool's VFs. None: not touched."""
+    """VFs to create on each PF of a pool. `count`, `adopt` and `eswitchMode` are about the PF, the others
+    about the pool's VFs. What is left out is not touched."""
 
-    count: int
-    mtu: int | None = None
-    driver: DriverKind = DriverKind.KERNEL
-    mac: MacKind | None = None
-    adopt: bool = False
-    eswitch_mode: EswitchMode | None = None
+    count: Annotated[
+        int, meaning("number of VFs on each PF that the pool's selector names", low=0, high=_MOST_VFS)
+    ]
+    mtu: Annotated[
+        int | None,
+        meaning("of the VFs, in bytes; the PF's is raised first if it is lower", low=68, high=65535),
+    ] = None
+    driver: Annotated[
+        DriverKind,
+        meaning(
+            "`kernel`: the one that makes a network interface; `vfio-pci`: for userspace drivers and virtual"
+            " machines"
+        ),
+    ] = DriverKind.KERNEL
+    mac: Annotated[
+        MacKind | None, meaning("`stable`: an administrative MAC that is the same after every boot")
+    ] = None
+    adopt: Annotated[bool, meaning("whether VFs that somebody else created are treated as our own")] = False
+    eswitch_mode: Annotated[
+        EswitchMode | None,
+        meaning("how the NIC switches between VFs and wire, if its driver lets one choose"),
+    ] = None
 
 
 class PoolVfs(msgspec.Struct, frozen=True, kw_only=True):

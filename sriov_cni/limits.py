@@ -6,11 +6,13 @@ may tag frames by itself, without `max_tx_rate` it sends as fast as it can.
 """
 
 import re
+from typing import Annotated
 
 import msgspec
 
 from sriov_cni.attachment import Asked
 from vf_manager.errors import InvalidInput, Refused
+from vf_manager.meaning import meaning
 from vf_manager.model import VfChange, VlanProto
 
 _RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
@@ -20,15 +22,22 @@ _UNSAID = {"qos": 0, "proto": VlanProto.DOT1Q}  # what `vlan` alone means, too
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """`limits` of a pool, as written. None: not limited. `vlans`: "100-199" or 300; 0 is the untagged
-    network. `max_tx_rate_mbps` in Mbit/s, `mtu` in bytes."""
+    """What a network, whoever wrote it, may ask of the VFs of a pool. What is left out is not limited."""
 
-    vlans: tuple[int | str, ...] | None = None
-    trust: bool | None = None
-    spoofchk_off: bool | None = None
-    mac: bool | None = None
-    max_tx_rate_mbps: int | None = None
-    mtu: int | None = None
+    vlans: Annotated[
+        tuple[int | str, ...] | None,
+        meaning(
+            'VLANs and ranges of them within 0-4094, like `["100-199", 300]`; 0 is the untagged network,'
+            " which is also what a network without `vlan` asks for"
+        ),
+    ] = None
+    trust: Annotated[bool | None, meaning("`false` refuses `trust: on`")] = None
+    spoofchk_off: Annotated[bool | None, meaning("`false` refuses `spoofchk: off`")] = None
+    mac: Annotated[bool | None, meaning("`false` refuses a MAC, wherever it is asked for")] = None
+    max_tx_rate_mbps: Annotated[
+        int | None, meaning("refuses a higher `max_tx_rate` in Mbit/s, and none", low=1)
+    ] = None
+    mtu: Annotated[int | None, meaning("refuses a larger `mtu`", low=68, high=65535)] = None
 
 
 def check_limits(limits: Limits, key: str) -> None:

@@ -14,13 +14,14 @@ from sriov_cni.environment import NAME, NAME_RULE
 from sriov_cni.fields import Fields
 from sriov_cni.ipam.config import IpamConf, IpRequest, parse_dns, parse_ipam
 from sriov_cni.netconf import CniCall
+from sriov_cni.network_keys import NetworkKeys
 from sriov_cni.spec import Dns
-from sriov_cni.vf_options import VF_KEYS, parse_vf_options
+from sriov_cni.vf_options import parse_vf_options
 from vf_manager.errors import InvalidInput
 
 _REQUESTS = ("runtimeConfig", "args")
 _OF_ANY_NETWORK = ("cniVersion", "type", *_REQUESTS)
-_KEYS = VF_KEYS | {"name", "pools", "ipam", "dns"}
+_KEYS = frozenset(field.encode_name for field in msgspec.structs.fields(NetworkKeys))
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,7 +130,8 @@ def test_manifests(path: Path) -> None:
         case ".conflist":
             check_conflist(path.read_text())
         case suffix:
-            assert suffix in (".service", ".rules", ".network")  # tests/test_units.py
+            # tests/test_units.py, tests/test_config_reference.py
+            assert suffix in (".service", ".rules", ".network", ".json")
 
 
 @pytest.mark.parametrize(("written", "code", "message"), list(rows(3)))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -91,3 +92,63 @@ def test_what_is_only_installed_when_asked(tmp_path: Path, target: str, files: l
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == files
     for file in files:
         assert (tmp_path / file).read_text() == (MANIFESTS / Path(file).name).read_text()
+
+
+@pytest.mark.parametrize("also", ["", "sriov"])
+def test_uninstall_leaves_what_is_not_ours(tmp_path: Path, also: str) -> None:
+    """The agent itself is a virtual environment, which takes long to make: here it is a folder like one."""
+    node = Installed(tmp_path)
+    (tmp_path / "cni").mkdir()
+    (tmp_path / "cni/bridge").touch()
+    before = node.files()
+    node.make("install-vfs-unit", "install-unmanaged", "install-cni", f"ALSO_AS={also}")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/pyvenv.cfg").touch()
+    (tmp_path / "run").mkdir()
+    assert len(node.files()) == 6 + bool(also)
+    assert node.make("uninstall", f"ALSO_AS={also}").returncode == 0
+    assert node.files() == before
+    assert not (tmp_path / "run").exists()
+    assert node.make("uninstall").returncode == 0, "once more is no error"
+
+
+def test_uninstall_waits_for_pods(tmp_path: Path) -> None:
+    node = Installed(tmp_path)
+    node.make("install-cni")
+    (tmp_path / "run/attachments").mkdir(parents=True)
+    (tmp_path / "run/attachments/4fa1@eth0.json").touch()
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/bin").touch()  # no virtual environment: not ours to remove
+    before = node.files()
+    refused = node.make("uninstall")
+    assert refused.returncode != 0
+    assert "pods still have VFs" in refused.stderr
+    assert "4fa1@eth0.json" in refused.stderr
+    assert node.files() == before
+    (tmp_path / "run/attachments/4fa1@eth0.json").unlink()
+    assert node.make("uninstall").returncode == 0
+    assert node.files() == ["agent/bin"]
+
+
+class Installed:
+    """The folders of a node, and `make` for them."""
+
+    FOLDERS: ClassVar = {
+        "PREFIX": "agent",
+        "CNI_BIN": "cni",
+        "UNIT_DIR": "unit",
+        "UDEV_DIR": "rules",
+        "NETWORKD_DIR": "network",
+        "RUN_DIR": "run",
+    }
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        into = [f"{name}={self._root / folder}" for name, folder in self.FOLDERS.items()]
+        command = ["make", "-s", "-C", str(PROJECT), *into, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def files(self) -> list[str]:
+        return sorted(str(path.relative_to(self._root)) for path in self._root.rglob("*") if path.is_file())

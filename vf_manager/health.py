@@ -9,9 +9,11 @@ A reset of a PF is no fact of its own: the kernel shows its effects, a lost carr
 
 from collections.abc import Mapping, Sequence, Set
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
+from vf_manager.meaning import meaning
 from vf_manager.model import Inventory, PciAddress, Pf, Vf
 from vf_manager.provision_steps import DriverKind
 
@@ -30,11 +32,11 @@ class Reaction(StrEnum):
 class HealthPolicy(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True
 ):
-    """`health` of a pool. A pod that starts without a wire gains nothing, so by default both count. Pods that
-    talk among VFs of one PF need neither: the NIC switches between them by itself."""
+    """What the state of a PF means for its VFs. A pod that starts without a wire gains nothing, so by default
+    both count. Pods that talk among VFs of one PF need neither: the NIC switches between them by itself."""
 
-    carrier: Reaction = Reaction.UNHEALTHY
-    pf_down: Reaction = Reaction.UNHEALTHY
+    carrier: Annotated[Reaction, meaning("of VFs whose PF has no carrier")] = Reaction.UNHEALTHY
+    pf_down: Annotated[Reaction, meaning("of VFs whose PF's interface is down")] = Reaction.UNHEALTHY
 
 
 class HealthReason(StrEnum):

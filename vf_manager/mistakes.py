@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from types import UnionType
-from typing import Any, ParamSpec, Union, get_args, get_origin
+from typing import Annotated, Any, ParamSpec, Union, get_args, get_origin
 
 import msgspec
 
@@ -61,6 +61,8 @@ def _mistakes_inside(value: object, kind: Any, path: str, above: Any) -> Iterato
 
 def _member_for(value: object, kind: Any) -> Any:
     """Of a union, what a mapping or a list must be meant for."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) not in (Union, UnionType):
         return kind
     if isinstance(value, dict):
