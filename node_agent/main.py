@@ -61,6 +61,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
                 places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
             ),
             config_file=config_file,
+            node_name=options.node_name,
         )
         with stopped_by_signals(agent.stop):
             failure = agent.run()
@@ -158,6 +159,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--device-info-dir", type=Path, default=PLACES.device_info, metavar="DIR", help="what Multus reads"
+    )
+    parser.add_argument(
+        "--node-name",
+        default=os.environ.get("NODE_NAME") or socket.gethostname().lower(),
+        metavar="NAME",
+        help="as the API server knows this node; $NODE_NAME, or the host's name",
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)

@@ -17,15 +17,22 @@ _AGAIN_S = 5.0
 
 
 class Provisioning:
-    """`wanted`: what the config asks of the PFs that are there, and a line about each that is not."""
+    """`wanted`: what the config asks of the PFs that are there, and a line about each that is not.
+    `on_outcome`: is told what came of each look."""
 
     def __init__(
-        self, wanted: Wanted, keeper: InventoryKeeper, provisioner: Provisioner, log: FilteringBoundLogger
+        self,
+        wanted: Wanted,
+        keeper: InventoryKeeper,
+        provisioner: Provisioner,
+        log: FilteringBoundLogger,
+        on_outcome: Callable[[Outcome], None],
     ) -> None:
         self._wanted = wanted
         self._keeper = keeper
         self._provisioner = provisioner
         self._log = log
+        self._on_outcome = on_outcome
         self._dirty = threading.Event()
         self._told: frozenset[str] = frozenset()
 
@@ -39,6 +46,7 @@ class Provisioning:
         outcome = self._provisioner.reconcile(policies, self._keeper.current)
         if outcome.applied or outcome.failed:
             self._keeper.refresh()
+        self._on_outcome(outcome)
         return outcome
 
     def mark_dirty(self) -> None:
