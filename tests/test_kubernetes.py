@@ -162,6 +162,20 @@ def test_without_an_api_server_everything_else_works(node: Node) -> None:
         live.mend_config()
 
 
+def test_a_config_without_an_api_server_ends_it(node: Node, double: ApiDouble) -> None:
+    with cluster(node, double) as live:
+        eventually(lambda: ANNOTATION in double.nodes.get("node-1", {}), "it is written")
+        live.change_config(CONFIG, "config in force")
+        asked = len(double.requests)
+        live.spoil_config()
+        assert live.add("a") == "blue"
+        assert len(double.requests) == asked
+        live.mend_config()
+        live.spoil_config()
+        eventually(lambda: len(double.told("ConfigRefused")) == 1, "it is told from then on")
+        assert double.told("VfAttached") == []
+
+
 # -- RBAC: what works, and what does not without a right
 
 CHOOSE, TELL, COUNT, SUM_UP = "a pod's choice", "an event", "an event again", "the node's annotation"
