@@ -148,10 +148,11 @@ def render_event(event: Event, node: str, when: float) -> tuple[str, dict[str, A
     if event.pod is not None:
         regarding["namespace"] = namespace
     mark = zlib.crc32(repr(event.identity).encode())
+    stem = name[:220].rstrip(".-")  # an object's name is a DNS subdomain of 253 characters at most
     return namespace, {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"namespace": namespace, "name": f"{name[:220]}.{int(when * 1e6):x}{mark:08x}"},
+        "metadata": {"namespace": namespace, "name": f"{stem}.{int(when * 1e6):x}{mark:08x}"},
         "eventTime": micro_time(when),
         "regarding": regarding,
         "reason": event.reason.value,
@@ -188,6 +189,8 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    """To what the API server takes, in whole characters."""
-    whole = text.encode()
-    return text if len(whole) <= _MOST_BYTES else whole[: _MOST_BYTES - 3].decode(errors="ignore") + "..."
+    """To what the API server takes, in whole characters; names of files may have bytes that are none."""
+    whole = text.encode(errors="replace")
+    if len(whole) <= _MOST_BYTES:
+        return whole.decode()
+    return whole[: _MOST_BYTES - 3].decode(errors="ignore") + "..."

@@ -22,6 +22,7 @@ _PATH = re.compile(
     r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+))?"
 )
 _VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")  # RFC 1123
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
 
 
@@ -185,7 +186,7 @@ class ApiDouble:
         key = f"{namespace}/{event['metadata']['name']}"
         if key in self.events:
             raise Answer(409, f"{key} is there already")
-        if wrong := _wrong_with(event, namespace):
+        if wrong := wrong_with(event, namespace):
             raise Answer(422, wrong)
         self.events[key] = event
         return event
@@ -202,11 +203,11 @@ class ApiDouble:
         return self.events[key]
 
 
-def _wrong_with(event: Mapping[str, Any], namespace: str) -> str | None:
+def wrong_with(event: Mapping[str, Any], namespace: str) -> str | None:
     regarding = event["regarding"]
     checks = {
         "namespace": event["metadata"]["namespace"] == namespace == regarding.get("namespace", "default"),
-        "name": re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", event["metadata"]["name"]),
+        "name": len(event["metadata"]["name"]) <= 253 and _SUBDOMAIN.fullmatch(event["metadata"]["name"]),
         "eventTime": _MICRO_TIME.fullmatch(event["eventTime"]),
         "reportingController": re.fullmatch(r"[a-z0-9.-]+/\w+", event["reportingController"]),
         "reportingInstance": 0 < len(event["reportingInstance"]) <= 128,

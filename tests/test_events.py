@@ -1,11 +1,14 @@
 """Events in words and as objects, and the queue that brings them to an API server over real HTTP."""
 
 import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from node_agent.api_errors import ApiServerError
 from node_agent.api_server import ApiServer
@@ -26,7 +29,7 @@ from node_agent.events_poster import MAX_AGE_S, MOST_QUEUED, PAUSE_S, Dropped, E
 from sriov_cni.attachment import Attachment, Original, Sandbox
 from sriov_cni.environment import Pod
 from sriov_cni.spec import Interface, Result, Route
-from tests.api_double import ApiDouble, api_double
+from tests.api_double import ApiDouble, api_double, wrong_with
 from tests.cni_world import quiet_log
 from tests.fake_clock import FakeClock
 from vf_manager.apply import Failure
@@ -131,6 +134,26 @@ def test_what_is_too_long_is_cut_in_whole_characters() -> None:
 
 def test_a_whole_second_has_its_fraction_too() -> None:
     assert micro_time(5.0) == datetime.datetime(1970, 1, 1, 0, 0, 5, 1, datetime.UTC)
+
+
+@given(
+    name=st.from_regex(
+        r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,240}[a-z0-9])?)?", fullmatch=True
+    ),
+    note=st.text(st.characters(), max_size=2000),
+    when=st.floats(0, 1e10),
+    of_node=st.booleans(),
+)
+@example(name="a" * 219 + "-b", note="\udc80", when=1.0, of_node=False)
+def test_the_api_server_takes_whatever_there_is_to_tell(
+    name: str, note: str, when: float, of_node: bool
+) -> None:
+    pod = None if of_node else Pod(namespace="ml", name=name[:253], uid="u1")
+    event = Event(reason=Reason.VF_ATTACHED, pod=pod, note=note)
+    namespace, body = render_event(event, name[:253], when)
+    sent = json.loads(json.dumps(body, default=datetime.datetime.isoformat))
+    assert json.dumps(sent, ensure_ascii=False).encode()
+    assert wrong_with(sent, namespace) is None
 
 
 # -- the queue
