@@ -94,7 +94,7 @@ class EventPoster:
         return self._api() is not None
 
     def put(self, tell: Tell) -> None:
-        """Post what `tell` returns, on the thread; nothing if it raises SriovError. Never waits."""
+        """Post what `tell` returns, on the thread; nothing if that raises SriovError or OSError."""
         if not self.is_wanted:
             return
         with self._guard:
@@ -149,7 +149,7 @@ class EventPoster:
                 until, when, tell = self._queue.popleft()
             try:
                 self._told.extend((until, when, event) for event in tell())
-            except SriovError as e:
+            except (SriovError, OSError) as e:  # a record that does not parse; no descriptor is left
                 self._log.debug("nothing to tell any more", error=str(e))
                 self.dropped[Dropped.REFUSED] += 1
         return True

@@ -24,8 +24,8 @@ class NodesApi(Protocol):
 
 
 class NodeSummary:
-    """`look`: the summary as it is now; raises SriovError if it cannot be told. A change is written at the
-    next look, so no more often than every few seconds. `api` None: it is not asked for."""
+    """`look`: the summary as it is now; raises SriovError or OSError if it cannot be told. A change
+    is written at the next look, so no more often than every few seconds. `api` None: it is not asked for."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class NodeSummary:
         api = self._api()
         try:
             summary = self._look() if api is not None else None
-        except SriovError as e:  # the kubelet does not say who has which VF
+        except (SriovError, OSError) as e:  # the kubelet does not say who has which VF; no descriptor is left
             self._log.debug("no summary of the pools now", error=str(e))
             return LOOK_S
         if api is None or summary is None:

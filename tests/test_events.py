@@ -1,6 +1,7 @@
 """Events in words and as objects, and the queue that brings them to an API server over real HTTP."""
 
 import datetime
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,9 +305,10 @@ def test_no_more_asked_for_what_waits_is_dropped(post: Post) -> None:
     assert post.poster.dropped == {Dropped.LATE: 1}
 
 
-def test_what_cannot_be_told_any_more(post: Post) -> None:
+@pytest.mark.parametrize("error", [CorruptRecord("a record"), OSError(errno.EMFILE, "too many open files")])
+def test_what_cannot_be_told_any_more(post: Post, error: Exception) -> None:
     def tell() -> list[Event]:
-        raise CorruptRecord("a record")
+        raise error
 
     post.poster.put(tell)
     post.tell(REFUSED)

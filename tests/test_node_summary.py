@@ -21,7 +21,8 @@ class Summed:
     def __init__(self, double: ApiDouble, api: NodesApi) -> None:
         self.double = double
         self.clock = FakeClock()
-        self.now: str | None = "fast=7/7"
+        self.now = "fast=7/7"
+        self.error: Exception | None = None
         self.is_there = True
         self.summary = NodeSummary(
             lambda: api if self.is_there else None,
@@ -33,8 +34,8 @@ class Summed:
         )
 
     def _look(self) -> str:
-        if self.now is None:
-            raise Busy("the kubelet does not answer")
+        if self.error is not None:
+            raise self.error
         return self.now
 
     def written(self) -> str | None:
@@ -75,10 +76,11 @@ def test_other_annotations_stay_and_a_lost_one_comes_again(summed: Summed) -> No
     assert summed.written() == "fast=7/7"
 
 
-def test_what_cannot_be_told_is_not_written(summed: Summed) -> None:
-    summed.now = None
+@pytest.mark.parametrize("error", [Busy("the kubelet does not answer"), OSError("too many open files")])
+def test_what_cannot_be_told_is_not_written(summed: Summed, error: Exception) -> None:
+    summed.error = error
     assert summed.written() is None
-    summed.now, summed.is_there = "fast=7/7", False
+    summed.error, summed.is_there = None, False
     assert summed.written() is None
 
 
