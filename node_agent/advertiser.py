@@ -6,7 +6,7 @@ a new VF nor the thread that reads the kernel waits for the kubelet's streams.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from structlog.typing import FilteringBoundLogger
 
@@ -21,7 +21,8 @@ _LOOK_S = 5.0  # device nodes and attachments send no events
 
 
 class Advertiser:
-    """`adopt` and `publish`, then `watch` on a thread of its own. `attached`: VFs that an attachment owns."""
+    """`adopt` and `publish`, then `watch` on a thread of its own. `attached`: VFs that an attachment owns.
+    `on_health`: is told the transitions of each look, if any."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Advertiser:
         log: FilteringBoundLogger,
         health: HealthKeeper,
         nodes: DeviceNodes,
+        on_health: Callable[[Sequence[HealthEvent]], None],
     ) -> None:
         self._settings = settings
         self._plugin = plugin
@@ -38,6 +40,7 @@ class Advertiser:
         self._log = log
         self._nodes = nodes
         self._health = health
+        self._on_health = on_health
         self._marked = threading.Event()
         self._publishing = threading.Lock()  # pools and verdicts of one config go together
         self._unhealthy: Mapping[str, Mapping[PciAddress, str]] = {}
@@ -86,6 +89,7 @@ class Advertiser:
         self._plugin.update(view.inventory, self._unhealthy)
         for event in events:
             self._say(event)
+        self._on_health(events)
         self._say_held_back(view.held_back)
 
     def _say(self, event: HealthEvent) -> None:

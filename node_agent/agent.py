@@ -4,6 +4,8 @@ import fcntl
 import functools
 import os
 import threading
+import time
+from collections.abc import Set
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from device_plugin.registration import Way
 from node_agent.advertiser import Advertiser
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.config_file import ConfigFile
+from node_agent.events_poster import EventPoster
+from node_agent.events_recorder import EventRecorder
+from node_agent.node_summary import NodeSummary, render_summary
 from node_agent.provisioning import Provisioning
-from node_agent.settings import Node, Settings, close_chooser, make_settings
+from node_agent.settings import Node, Settings, close_api, make_settings
 from node_agent.supervisor import Supervisor
 from node_agent.vf_holders import vf_holders
 from sriov_cni.attach import Attacher
@@ -38,7 +43,7 @@ from vf_manager.kernel.api import Kernel
 from vf_manager.kernel.device_nodes import DeviceNodes
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import Inventory, PciAddress
-from vf_manager.provisioner import Provisioner
+from vf_manager.provisioner import Outcome, Provisioner
 from vf_manager.records import RecordStore
 
 RUN_DIR = Path("/run/sriov-underlay")
@@ -64,6 +69,7 @@ class Agent:
     """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment.
 
     `config_file`: where `config` was read, to follow its changes. None: it stays as it is.
+    `node_name`: as the API server knows this node.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Agent:
         config_file: ConfigFile | None = None,
         health: HealthKeeper | None = None,
         registration: Way | None = None,
+        node_name: str = "",
     ) -> None:
         """`registration` None: the plugin chooses. Raises SriovError: another agent runs, or a record cannot
         be read."""
@@ -99,21 +106,29 @@ class Agent:
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 lease_dir=roots.lease_dir,
             )
+            self.events = EventPoster(lambda: self._settings.api, node_name, log)
+            self._recorder = EventRecorder(
+                self.events, self._attacher.attachments_of, lambda: self._keeper.current
+            )
             held = self._attacher.held_vfs
             kubelet = PodResources(roots.kubelet_dir / POD_RESOURCES)
+
+            def holders() -> dict[PciAddress, str]:
+                return vf_holders(self._attacher.attachments(), kubelet)
+
             provisioner = Provisioner(
                 kernel,
                 locks,
                 RecordStore(run_dir / PFS, CreatedVfs),
                 log,
-                holders=lambda: vf_holders(self._attacher.attachments(), kubelet),
+                holders=holders,
             )
             self._provisioning = Provisioning(
                 lambda inventory: pf_policies(self._settings.config, inventory),
                 self._keeper,
                 provisioner,
                 log,
-                done=lambda: self._plugin.hold(()),
+                self._on_provisioned,
             )
             self._provisioned = threading.Event()
             self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
@@ -143,7 +158,12 @@ class Agent:
             )
             self.health = health or HealthKeeper()
             nodes = DeviceNodes(roots.places.dev, roots.places.sys)
-            self._advertiser = Advertiser(self._settings, self._plugin, held, log, self.health, nodes)
+            self._advertiser = Advertiser(
+                self._settings, self._plugin, held, log, self.health, nodes, self._recorder.on_health
+            )
+            self._summary = NodeSummary(
+                lambda: self._settings.api, node_name, lambda: self._summarize(holders().keys()), log
+            )
             self._reconciler = Reconciler(
                 self._attacher,
                 kubelet,
@@ -178,10 +198,12 @@ class Agent:
             self._keeper.mark_dirty()
             self._advertiser.mark()
             self._provisioning.mark_dirty()
+            self.events.wake()
             self._server.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
             self._server.close()
+            close_api(self._settings)
             os.close(self._alone)
         self._log.info("stopped", reason=self._supervisor.failure or "asked to")
         return self._supervisor.failure
@@ -200,6 +222,8 @@ class Agent:
         if self._config_file is not None:
             self._supervisor.start("config", functools.partial(self._follow, self._config_file))
         self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
+        self._supervisor.start("events", lambda: self.events.watch(stop))
+        self._supervisor.start("summary", lambda: self._summary.watch(stop))
 
     def _follow(self, file: ConfigFile) -> None:
         while not self._supervisor.stop.wait(file.look_s):
@@ -214,6 +238,7 @@ class Agent:
             except SriovError as e:
                 self.refusal = str(e)
                 self._log.error("config refused, the one before stays in force", reason=self.refusal)
+                self._recorder.on_config_refused(self.refusal)
 
     def _adopt(self, config: AgentConfig) -> None:
         """Raises SriovError if it cannot be put in force; then nothing has changed."""
@@ -221,11 +246,11 @@ class Agent:
         before = self._settings
         settings = make_settings(config, self._node, before)
         with ExitStack() as useless:
-            useless.callback(close_chooser, settings, unless_of=before)
+            useless.callback(close_api, settings, unless_of=before)
             self._advertiser.adopt(settings)
             useless.pop_all()
         self._settings = settings
-        close_chooser(before, unless_of=settings)
+        close_api(before, unless_of=settings)
         self._say_removed(before, settings)
         self._provisioning.mark_dirty()
 
@@ -239,16 +264,26 @@ class Agent:
 
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""
+        began = time.monotonic()
         reply = self._settings.handler(request)
+        if request.env.get("CNI_COMMAND") == Command.ADD and reply.exit_code == 0:
+            self._recorder.on_attached(request.env, time.monotonic() - began)
         if request.env.get("CNI_COMMAND") in (Command.DEL, Command.GC):
             self._keeper.mark_dirty()
             self._provisioning.mark_dirty()  # what waited for a VF may go through now
         return reply
 
+    def _on_provisioned(self, outcome: Outcome) -> None:
+        self._plugin.hold(())  # what can be done for new pools is done
+        self._recorder.on_provisioned(outcome)
+
     def _on_inventory(self, _: Inventory) -> None:
         if self._provisioned.is_set():
             self._advertiser.mark()
             self._provisioning.mark_dirty()
+
+    def _summarize(self, taken: Set[PciAddress]) -> str:
+        return render_summary(self._settings.pools.look().members, taken, self._advertiser.unhealthy())
 
     def _pools_of(self, vf: PciAddress) -> tuple[str, ...]:
         return self._settings.pools.pools_of(vf)

@@ -69,6 +69,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
             ),
             config_file=config_file,
             registration=None if options.registration == _AUTO else Way(options.registration),
+            node_name=options.node_name,
         )
         with stopped_by_signals(agent.stop):
             failure = agent.run()
@@ -169,6 +170,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--registration", choices=(_AUTO, *Way), default=_AUTO, help="how the kubelet is told of the pools"
+    )
+    parser.add_argument(
+        "--node-name",
+        default=os.environ.get("NODE_NAME") or socket.gethostname().lower(),
+        metavar="NAME",
+        help="as the API server knows this node; $NODE_NAME, or the host's name",
     )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)

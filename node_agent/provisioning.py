@@ -17,8 +17,8 @@ _AGAIN_S = 5.0
 
 
 class Provisioning:
-    """`wanted`: what the config asks of the PFs that are there, and a line about each that is not. `done` is
-    called when all was done that can be done now."""
+    """`wanted`: what the config asks of the PFs that are there, and a line about each that is not.
+    `on_outcome`: is told what came of each look."""
 
     def __init__(
         self,
@@ -26,14 +26,13 @@ class Provisioning:
         keeper: InventoryKeeper,
         provisioner: Provisioner,
         log: FilteringBoundLogger,
-        *,
-        done: Callable[[], None] = lambda: None,
+        on_outcome: Callable[[Outcome], None],
     ) -> None:
         self._wanted = wanted
         self._keeper = keeper
         self._provisioner = provisioner
         self._log = log
-        self._done = done
+        self._on_outcome = on_outcome
         self._dirty = threading.Event()
         self._told: frozenset[str] = frozenset()
 
@@ -47,6 +46,7 @@ class Provisioning:
         outcome = self._provisioner.reconcile(policies, self._keeper.current)
         if outcome.applied or outcome.failed:
             self._keeper.refresh()
+        self._on_outcome(outcome)
         return outcome
 
     def mark_dirty(self) -> None:
@@ -64,7 +64,6 @@ class Provisioning:
                 return
             try:
                 settled = self.reconcile().is_settled
-                self._done()
             except SriovError as e:
                 settled = False
                 if str(e) != said:

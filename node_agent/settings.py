@@ -14,6 +14,8 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.pools import resource_of
 from node_agent.config import AgentConfig, PoolConfig
+from node_agent.events_poster import EventsApi
+from node_agent.node_summary import NodesApi
 from node_agent.pool_index import PoolIndex
 from node_agent.readiness import Readiness
 from sriov_cni.attach import Attacher
@@ -33,6 +35,11 @@ class Chooser(Protocol):
     """Which of the networks of a pool a pod gets, by what the API server says of it."""
 
     def choose(self, call: CniCall, pool: str, networks: Sequence[Network]) -> Network: ...
+
+
+class ApiServer(EventsApi, NodesApi, Protocol):
+    """Everything that is asked of the API server but that; see api_server.py."""
+
     def close(self) -> None: ...
 
 
@@ -55,6 +62,7 @@ class Settings:
     pools: PoolIndex
     expected: Mapping[str, Expected]  # of the VFs of each pool
     handler: CniHandler
+    api: ApiServer | None
     chooser: Chooser | None
 
 
@@ -63,23 +71,25 @@ def make_settings(config: AgentConfig, node: Node, before: Settings | None = Non
     the config says nothing else of it."""
     pools = PoolIndex(config.resources(), node.keeper)
     if before is not None and before.config.kubernetes == config.kubernetes:
-        chooser = before.chooser
+        api, chooser = before.api, before.chooser
     else:
-        chooser = _connect(config, node.log)
+        api, chooser = _connect(config)
     return Settings(
         config=config,
         pools=pools,
         expected={pool.name: _expected(pool) for pool in config.pools},
         handler=_handler(config, node, pools, chooser),
+        api=api,
         chooser=chooser,
     )
 
 
-def close_chooser(settings: Settings, *, unless_of: Settings) -> None:
+def close_api(settings: Settings, *, unless_of: Settings | None = None) -> None:
     """Let go of the API server, unless the other settings use the same connection. A call under way is served
     to its end."""
-    if settings.chooser is not None and settings.chooser is not unless_of.chooser:
-        settings.chooser.close()
+    still_used = unless_of.api if unless_of is not None else None
+    if settings.api is not None and settings.api is not still_used:
+        settings.api.close()
 
 
 def _expected(pool: PoolConfig) -> Expected:
@@ -104,10 +114,12 @@ def _handler(config: AgentConfig, node: Node, pools: PoolIndex, chooser: Chooser
     return CniHandler(pods, node.attacher, chain, readiness.refuse_unready, node.log)
 
 
-def _connect(config: AgentConfig, log: FilteringBoundLogger) -> Chooser | None:
+def _connect(config: AgentConfig) -> tuple[ApiServer, Chooser] | tuple[None, None]:
     if config.kubernetes is None:
-        return None
+        return None, None
     # The client's package takes 0.3 s and tens of MiB to load: for those who use it.
+    from node_agent.api_server import ApiServer
     from node_agent.pod_annotations import PodAnnotations
 
-    return PodAnnotations(config.kubernetes, log)
+    api = ApiServer(config.kubernetes)
+    return api, PodAnnotations(api)

@@ -88,6 +88,7 @@ class Node:
             ),
             config_file=config_file,
             health=HealthKeeper(hold_s=0.05),
+            node_name="node-1",
         )
 
     def set_link(self, name: str, *, up: bool, carrier: bool | None = None) -> None:
@@ -105,9 +106,10 @@ class Node:
 
     def call(self, command: str, conf: dict[str, Any], pod: Path | None = None, **env: str) -> CniReply:
         """As the executable does it."""
-        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"} | env
+        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
         if pod is not None:
             variables |= {"CNI_NETNS": str(pod), "CNI_CONTAINERID": pod.name, "CNI_IFNAME": "net1"}
+        variables |= env
         stdin = json.dumps({"cniVersion": "1.1.0", "name": "underlay", "type": "sriov-underlay"} | conf)
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

@@ -122,7 +122,7 @@ def check_pod(pod: dict[str, Any]) -> None:
     assert all(parse_choice(chosen).values())
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "manifests").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((PROJECT / "manifests").glob("*.*")), ids=lambda path: path.name)
 def test_manifests(path: Path) -> None:
     match path.suffix:
         case ".yaml":

@@ -1,0 +1,229 @@
+"""An API server in memory, over real HTTP: pods, nodes and Events, for whoever the rules of a role allow it.
+
+Events are checked as Kubernetes does (pkg/apis/core/validation/events.go).
+"""
+
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from node_agent.config import KubernetesConfig
+
+RBAC = Path(__file__).parent.parent / "manifests/base/rbac.yaml"
+_PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>v\d\w*)(?:/namespaces/(?P<namespace>[^/]+))?"
+    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+))?"
+)
+_VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")  # RFC 1123
+_MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
+
+
+class Right(NamedTuple):
+    """One thing that somebody may do: what remains of a rule if every list has one entry."""
+
+    group: str
+    resource: str  # "pods", "pods/status"
+    verb: str
+
+
+EVERYTHING = frozenset({Right("*", "*", "*")})
+
+
+def rights_of(role: Path = RBAC) -> frozenset[Right]:
+    """Of every rule of every Role and ClusterRole in a file. There is no name and no wildcard in them."""
+    documents = [d for d in yaml.safe_load_all(role.read_text()) if d["kind"] in ("Role", "ClusterRole")]
+    rules = [rule for document in documents for rule in document["rules"]]
+    assert rules
+    assert all(rule.keys() == {"apiGroups", "resources", "verbs"} for rule in rules)
+    assert "*" not in [entry for rule in rules for entries in rule.values() for entry in entries]
+    return frozenset(
+        Right(group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    )
+
+
+class Answer(Exception):
+    """Ends a request with a status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class ApiDouble:
+    """`pods`: annotations by `namespace/name`. `status`: what everybody is told instead of an answer.
+
+    `gate`: while it is clear nobody is answered.
+    """
+
+    def __init__(self, rights: Iterable[Right] = EVERYTHING) -> None:
+        self.rights = frozenset(rights)
+        self.pods: dict[str, dict[str, str] | None] = {}
+        self.nodes: dict[str, dict[str, str]] = {}
+        self.events: dict[str, dict[str, Any]] = {}
+        self.requests: list[str] = []
+        self.forbidden: list[Right] = []
+        self.status: int | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self._guard = threading.Lock()
+        double = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                double._serve(self)
+
+            do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing on stderr."""
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                """The client went before it had its answer."""
+
+        self._http = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def kubeconfig(self, folder: Path) -> KubernetesConfig:
+        url = f"http://127.0.0.1:{self._http.server_port}"
+        cluster = {"name": "c", "cluster": {"server": url}}
+        context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+        config = {"clusters": [cluster], "users": [{"name": "u", "user": {}}], "contexts": [context]}
+        path = folder / "kubeconfig"
+        path.write_text(
+            yaml.safe_dump(config | {"current-context": "x", "apiVersion": "v1", "kind": "Config"})
+        )
+        return KubernetesConfig(kubeconfig=str(path))
+
+    def told(self, reason: str) -> list[dict[str, Any]]:
+        """Events with this reason, the oldest first."""
+        with self._guard:
+            return [event for event in self.events.values() if event["reason"] == reason]
+
+    def stop(self) -> None:
+        self.gate.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+        self.requests.append(f"{request.command} {request.path}")
+        length = int(request.headers.get("Content-Length") or 0)
+        body = json.loads(request.rfile.read(length)) if length else None
+        self.gate.wait()
+        try:
+            with self._guard:
+                status, answer = 200, self._answer(request, body)
+        except Answer as e:
+            status, answer = e.status, {"kind": "Status", "code": e.status, "message": str(e)}
+        encoded = json.dumps(answer).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(encoded)))
+        request.end_headers()
+        request.wfile.write(encoded)
+
+    def _answer(self, request: BaseHTTPRequestHandler, body: Any) -> dict[str, Any]:
+        if self.status is not None:
+            raise Answer(self.status, "as the test wants it")
+        match = _PATH.fullmatch(request.path)
+        if match is None:
+            raise Answer(404, f"no such path: {request.path}")
+        group, resource, name = match["group"] or "", match["resource"], match["name"]
+        verb = _VERBS.get(request.command) or ("get" if name else "list")
+        self._refuse_without(Right(group, resource + (f"/{match['sub']}" if match["sub"] else ""), verb))
+        if verb == "patch" and request.headers["Content-Type"] != "application/merge-patch+json":
+            raise Answer(415, "patches are merged here")
+        key = f"{match['namespace']}/{name}"
+        match group, resource, verb:
+            case "", "pods", "get":
+                return self._pod(key)
+            case "", "nodes", "patch":
+                return self._annotate(name, body)
+            case "events.k8s.io", "events", "create":
+                return self._create(match["namespace"], body)
+            case "events.k8s.io", "events", "patch":
+                return self._count(key, body)
+        raise Answer(405, f"{verb} {group}/{resource}: nobody needs that here")
+
+    def _refuse_without(self, right: Right) -> None:
+        if not self.rights & {right, *EVERYTHING}:
+            self.forbidden.append(right)
+            raise Answer(403, f"cannot {right.verb} {right.resource} in API group {right.group!r}")
+
+    def _pod(self, key: str) -> dict[str, Any]:
+        if key not in self.pods:
+            raise Answer(404, f"pod {key} not found")
+        namespace, name = key.split("/")
+        metadata = {"namespace": namespace, "name": name, "uid": "u1", "annotations": self.pods[key]}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+
+    def _annotate(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        if body.keys() != {"metadata"} or body["metadata"].keys() != {"annotations"}:
+            raise Answer(422, "only the annotations are the agent's business")
+        self.nodes.setdefault(name, {}).update(body["metadata"]["annotations"])
+        metadata = {"name": name, "annotations": self.nodes[name]}
+        return {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
+
+    def _create(self, namespace: str, event: dict[str, Any]) -> dict[str, Any]:
+        key = f"{namespace}/{event['metadata']['name']}"
+        if key in self.events:
+            raise Answer(409, f"{key} is there already")
+        if wrong := wrong_with(event, namespace):
+            raise Answer(422, wrong)
+        self.events[key] = event
+        return event
+
+    def _count(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
+        if key not in self.events:
+            raise Answer(404, f"{key} not found")
+        series = body.get("series", {})
+        if body.keys() != {"series"} or series.get("count", 0) < 2:
+            raise Answer(422, "everything but the series stays as it is; a series has two at least")
+        if not _MICRO_TIME.fullmatch(series["lastObservedTime"]):
+            raise Answer(400, "lastObservedTime: not as RFC3339Micro wants it")
+        self.events[key] = self.events[key] | body
+        return self.events[key]
+
+
+def wrong_with(event: Mapping[str, Any], namespace: str) -> str | None:
+    regarding = event["regarding"]
+    checks = {
+        "namespace": event["metadata"]["namespace"] == namespace == regarding.get("namespace", "default"),
+        "name": len(event["metadata"]["name"]) <= 253 and _SUBDOMAIN.fullmatch(event["metadata"]["name"]),
+        "eventTime": _MICRO_TIME.fullmatch(event["eventTime"]),
+        "reportingController": re.fullmatch(r"[a-z0-9.-]+/\w+", event["reportingController"]),
+        "reportingInstance": 0 < len(event["reportingInstance"]) <= 128,
+        "action": 0 < len(event["action"]) <= 128,
+        "reason": 0 < len(event["reason"]) <= 128,
+        "type": event["type"] in ("Normal", "Warning"),
+        "note": len(event["note"].encode()) <= 1024,
+    }
+    wrong = [key for key, is_right in checks.items() if not is_right]
+    return f"invalid: {', '.join(wrong)}" if wrong else None
+
+
+@contextlib.contextmanager
+def api_double(rights: Iterable[Right] = EVERYTHING) -> Iterator[ApiDouble]:
+    double = ApiDouble(rights)
+    try:
+        yield double
+    finally:
+        double.stop()
