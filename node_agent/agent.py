@@ -4,10 +4,12 @@ import fcntl
 import functools
 import os
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import PLACES, Allocator, Places, Users
@@ -16,10 +18,15 @@ from device_plugin.podresources import PodResources
 from node_agent.advertiser import Advertiser
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.config_file import ConfigFile
+from node_agent.http_endpoint import Address, HttpEndpoint
+from node_agent.metrics import Metrics
+from node_agent.metrics_state import ConfigState, NodeState
+from node_agent.pages import make_pages
 from node_agent.provisioning import Provisioning
 from node_agent.settings import Node, Settings, close_chooser, make_settings
 from node_agent.supervisor import Supervisor
 from node_agent.vf_holders import vf_holders
+from node_agent.vf_traffic import VfTraffic
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
@@ -62,7 +69,8 @@ class Roots(msgspec.Struct, frozen=True, kw_only=True):
 class Agent:
     """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment.
 
-    `config_file`: where `config` was read, to follow its changes. None: it stays as it is.
+    `config_file`: where `config` was read, to follow its changes. None: it stays as it is. `http`: where to
+    serve probes and metrics, if anywhere.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class Agent:
         roots: Roots | None = None,
         config_file: ConfigFile | None = None,
         health: HealthKeeper | None = None,
+        http: Address | None = None,
     ) -> None:
         """Raises SriovError: another agent runs, or a record cannot be read."""
         self._config_file = config_file
@@ -146,6 +155,25 @@ class Agent:
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             self._supervisor = Supervisor(log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
+            self._config_since = time.time()
+            state = NodeState(
+                pools=lambda: self._settings.pools.look(),
+                unhealthy=self._advertiser.unhealthy,
+                config=lambda: ConfigState(self._config_since, self.refusal),
+                why_unready=self._why_unready,
+                provisioning=lambda: self._provisioning.outcome,
+                keeper=self._keeper,
+                attacher=self._attacher,
+                plugin=self._plugin,
+                allocator=allocator,
+                health=self.health,
+                reconciler=self._reconciler,
+                traffic=VfTraffic(kernel),
+            )
+            self._metrics = Metrics(CollectorRegistry(), state)
+            self._attacher.observe_steps(self._metrics.observe_step)
+            pages = make_pages(self._metrics, self._supervisor.why_unwell, self._why_unready)
+            self.http = HttpEndpoint(http, pages, log) if http else None
             undo.pop_all()
 
     def run(self) -> str | None:
@@ -153,6 +181,8 @@ class Agent:
         still being made wait; the kubelet hears of pools when their VFs are there."""
         try:
             self._server.listen()
+            if self.http is not None:  # a probe hears "not yet" while VFs are being made
+                self._supervisor.start("http", self.http.serve)
             self._attacher.recover()
             self._chain.recover()
             self._keeper.refresh()
@@ -170,9 +200,13 @@ class Agent:
             self._advertiser.mark()
             self._provisioning.mark_dirty()
             self._server.stop()
+            if self.http is not None:
+                self.http.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
             self._server.close()
+            if self.http is not None:
+                self.http.close()
             os.close(self._alone)
         self._log.info("stopped", reason=self._supervisor.failure or "asked to")
         return self._supervisor.failure
@@ -215,7 +249,7 @@ class Agent:
             useless.callback(close_chooser, settings, unless_of=before)
             self._advertiser.adopt(settings)
             useless.pop_all()
-        self._settings = settings
+        self._settings, self._config_since = settings, time.time()
         close_chooser(before, unless_of=settings)
         self._say_removed(before, settings)
         self._provisioning.mark_dirty()
@@ -230,11 +264,14 @@ class Agent:
 
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""
-        reply = self._settings.handler(request)
+        reply = self._metrics.serve(self._settings.handler, request)
         if request.env.get("CNI_COMMAND") in (Command.DEL, Command.GC):
             self._keeper.mark_dirty()
             self._provisioning.mark_dirty()  # what waited for a VF may go through now
         return reply
+
+    def _why_unready(self) -> str | None:
+        return self._settings.readiness.why_unready()
 
     def _on_inventory(self, _: Inventory) -> None:
         if self._provisioned.is_set():
