@@ -41,6 +41,9 @@ class Metrics:
             buckets=_CALL_S,
             registry=registry,
         )
+        for command in Command:  # a series that begins with its first failure shows no increase
+            for result in ("success", "error"):
+                self._calls.labels(command, result)
         self._errors = Counter(
             "sriov_underlay_cni_errors",
             "CNI calls that failed, by the code of the error.",

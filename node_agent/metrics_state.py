@@ -25,6 +25,7 @@ from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.reconcile import Reconciler
 from vf_manager.errors import SriovError
+from vf_manager.health import HealthReason
 from vf_manager.health_keeper import HealthKeeper
 from vf_manager.inventory import InventoryKeeper
 from vf_manager.kernel.api import LinkTraffic
@@ -66,7 +67,10 @@ class ConfigState:
 
 @dataclasses.dataclass(frozen=True)
 class NodeState(Collector):
-    """Whom to ask. `why_unready`: as /readyz says it."""
+    """Whom to ask. `why_unready`: as /readyz says it.
+
+    What can be counted is there with 0 before it happens: where a series begins, Prometheus sees no increase.
+    """
 
     pools: Callable[[], PoolView]
     unhealthy: Callable[[], Mapping[str, Mapping[PciAddress, str]]]
@@ -153,9 +157,13 @@ class NodeState(Collector):
             ("pool", "reason", "to"),
             [
                 ((pool, reason, "healthy" if healthy else "unhealthy"), count)
-                for (pool, reason, healthy), count in self.health.transitions().items()
+                for (pool, reason, healthy), count in self._transitions(view.members).items()
             ],
         )
+
+    def _transitions(self, pools: Iterable[str]) -> dict[tuple[str, HealthReason, bool], int]:
+        never = {(pool, reason, to): 0 for pool in pools for reason in HealthReason for to in (True, False)}
+        return never | self.health.transitions()
 
     def _attachments(self, records: list[Attachment]) -> Iterator[Metric]:
         yield _gauge(
@@ -180,7 +188,7 @@ class NodeState(Collector):
             "ipam_exhaustions",
             "Attachments that failed because their network had no free address.",
             ("network",),
-            [((network,), count) for network, count in self.attacher.exhaustions().items()],
+            [((network,), count) for network, count in _exhaustions(self.attacher, records).items()],
         )
 
     def _kubelet(self) -> Iterator[Metric]:
@@ -194,8 +202,12 @@ class NodeState(Collector):
             "allocations",
             "What the kubelet asked to allocate.",
             ("resource", "result"),
-            [((r, "success" if ok else "error"), n) for (r, ok), n in self.allocator.counts().items()],
+            [((r, "success" if ok else "error"), n) for (r, ok), n in self._allocations().items()],
         )
+
+    def _allocations(self) -> dict[tuple[str, bool], int]:
+        never = {(pool.resource, ok): 0 for pool in self.plugin.registered() for ok in (True, False)}
+        return never | self.allocator.counts()
 
     def _traffic(self, records: list[Attachment]) -> Iterator[Metric]:
         try:
@@ -219,13 +231,18 @@ def _traffic_row(pci: PciAddress, link: LinkTraffic, record: Attachment | None, 
 def _by_state(
     vfs: Iterable[Vf], unhealthy: Set[PciAddress], held: Set[PciAddress]
 ) -> dict[tuple[str, str], int]:
-    """Each state has a number, be it 0: a series that comes and goes cannot be alerted on."""
+    """Each state has a number, be it 0."""
     states = (
         ("unhealthy" if vf.pci in unhealthy else "healthy", "attached" if vf.pci in held else "free")
         for vf in vfs
     )
     none = {(health, use): 0 for health in ("healthy", "unhealthy") for use in ("free", "attached")}
     return none | Counter(states)
+
+
+def _exhaustions(attacher: Attacher, records: Iterable[Attachment]) -> dict[str, int]:
+    """A network that is full has attachments, and so its 0 before its first failure."""
+    return {record.network: 0 for record in records} | attacher.exhaustions()
 
 
 def _vf_infos(view: PoolView) -> Iterator[Row]:
