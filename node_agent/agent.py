@@ -183,6 +183,7 @@ class Agent:
             self._server.listen()
             if self.http is not None:  # a probe hears "not yet" while VFs are being made
                 self._supervisor.start("http", self.http.serve)
+                self._log.info("serving metrics", address=str(self.http.address))
             self._attacher.recover()
             self._chain.recover()
             self._keeper.refresh()

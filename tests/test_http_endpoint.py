@@ -49,12 +49,6 @@ def test_pages() -> None:
         assert ask(endpoint.address, "POST", "/a")[0] == 501
 
 
-def test_ipv6() -> None:
-    with serving(Address("::1", 0)) as endpoint:
-        assert str(endpoint.address).startswith("[::1]:")
-        assert ask(endpoint.address, "GET", "/a") == (200, "yes\n")
-
-
 def test_a_page_that_fails_is_no_end(capsys: pytest.CaptureFixture[str]) -> None:
     with serving() as endpoint:
         with pytest.raises(http.client.RemoteDisconnected):

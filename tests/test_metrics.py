@@ -1,13 +1,25 @@
 """What the agent tells by HTTP: of itself, of its VFs, and of the pods that have them."""
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.agent_node import FAST, PF0, Node, eventually, get, new_node, running
+from tests.agent_node import (
+    CONFIG,
+    DEADLINE_S,
+    FAST,
+    PF0,
+    Node,
+    Running,
+    eventually,
+    get,
+    new_node,
+    running,
+)
 from tests.monitored_node import Monitored, monitored_node
 
 DOCS = Path(__file__).parent.parent / "docs" / "observability.md"
@@ -140,6 +152,28 @@ def test_readiness_says_what_is_missing(node: Node) -> None:
         node.set_link("ens2", up=True)
         agent.agent._keeper.mark_dirty()
         eventually(lambda: get(agent, "/readyz") == (200, "ok\n"), "it is ready")
+
+
+def test_while_vfs_are_made_it_lives_and_is_not_ready(node: Node) -> None:
+    """And tells so: neither a probe nor a scrape waits for the kernel."""
+    made = threading.Event()
+
+    def make(_: str) -> None:
+        made.wait(DEADLINE_S)
+
+    node.kernel.on_change = make
+    agent = Running(node, CONFIG)
+    try:
+        eventually(lambda: node.events("serving metrics"), "it listens")
+        assert get(agent, "/healthz") == (200, "ok\n")
+        assert get(agent, "/readyz") == (503, "the VFs are still being set up\n")
+        assert Scrape(get(agent, "/metrics")[1]).value("ready") == 0
+        made.set()
+        agent.wait_ready()
+        assert get(agent, "/readyz") == (200, "ok\n")
+    finally:
+        made.set()
+        assert agent.stop() is None
 
 
 def test_a_node_whose_vfs_all_have_work_is_ready(node: Node) -> None:

@@ -33,7 +33,7 @@ class InventoryKeeper:
         self._looking = threading.Lock()
         self._subscribers: list[Callable[[Inventory], None]] = []
         self._current = Inventory()
-        self._looks, self._looks_s = 0, 0.0
+        self._looks = 0, 0.0
         self._events: KernelEvents | None = None
 
     @property
@@ -41,9 +41,9 @@ class InventoryKeeper:
         return self._current
 
     def looks(self) -> tuple[int, float]:
-        """How many there were since the start, and how many seconds they took."""
-        with self._looking:
-            return self._looks, self._looks_s
+        """How many there were since the start, and how many seconds they took. Does not wait for one that is
+        under way: while VFs are made, that may take long."""
+        return self._looks
 
     def subscribe(self, subscriber: Callable[[Inventory], None]) -> None:
         self._subscribers.append(subscriber)
@@ -59,7 +59,8 @@ class InventoryKeeper:
             old = self._current
             began = time.perf_counter()
             new = replace(read_inventory(self._kernel), generation=old.generation)
-            self._looks, self._looks_s = self._looks + 1, self._looks_s + time.perf_counter() - began
+            looks, seconds = self._looks
+            self._looks = looks + 1, seconds + time.perf_counter() - began
             if new != old or old.generation == 0:
                 self._current = replace(new, generation=old.generation + 1)
                 for change in describe_changes(old, new):
