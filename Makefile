@@ -15,7 +15,7 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-rig setup setup-rig shim proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-monitoring test-rig setup setup-rig shim proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ bench: setup-rig ## how long ADD, DEL and looks take; BENCH="--only native --rou
 	@.ci/host-setup netns
 	$(SUDO) $(PYTHON) -m hw_tests.bench $(BENCH)
 
-test: lint test-unit test-fuzz test-netns test-rig ## every tier
+test: lint test-unit test-fuzz test-netns test-monitoring test-rig ## every tier
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@.ci/step "ruff" $(VENV)/bin/ruff check .
@@ -36,7 +36,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	@.ci/step "import contracts" $(VENV)/bin/lint-imports --no-logo
 
 test-unit: setup ## what needs neither root nor a NIC
-	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns --ignore tests/fuzz -q
+	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns --ignore tests/fuzz --ignore tests/monitoring -q
 
 test-fuzz: setup ## 90 s of input that is almost right, or FUZZ_SECONDS of it
 	@.ci/step "fuzzing" $(PYTHON) -m pytest tests/fuzz -q
@@ -44,6 +44,10 @@ test-fuzz: setup ## 90 s of input that is almost right, or FUZZ_SECONDS of it
 test-netns: setup ## the running kernel's network namespaces, with veth pairs; needs root
 	@.ci/host-setup netns
 	@.ci/step "namespace tests" $(SUDO) $(PYTHON) -m pytest tests/netns -q
+
+test-monitoring: setup ## the metrics, alert rules and dashboard, with a real Prometheus
+	@.ci/host-setup monitoring
+	@.ci/step "monitoring tests" $(PYTHON) -m pytest tests/monitoring -q
 
 test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
 	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 4500 -- \

@@ -3,6 +3,7 @@ their last user, and the files by which runtimes and Multus know them.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
@@ -74,6 +75,7 @@ class Allocator:
         self._nodes = DeviceNodes(places.dev, places.sys)
         self._cdi = CdiFiles(places.cdi)
         self._device_info = DeviceInfoFiles(places.device_info)
+        self._counts: Counter[tuple[str, bool]] = Counter()
         self._seen: set[str] = set()  # resources that had devices in the life of this process
         self._writing = threading.Lock()
 
@@ -82,6 +84,23 @@ class Allocator:
     ) -> pb.AllocateResponse:
         """`vfs`: all of the pool. Nothing is changed before all of the request is seen to be possible. Raises
         InvalidInput, NotFound, Refused (with what would help) and KernelError."""
+        done = False
+        try:
+            answer = self._allocate(resource, vfs, request)
+            done = True
+            return answer
+        finally:
+            with self._writing:
+                self._counts[resource.name, done] += 1
+
+    def counts(self) -> dict[tuple[str, bool], int]:
+        """How many requests came since the start: by resource, and whether they were granted."""
+        with self._writing:
+            return dict(self._counts)
+
+    def _allocate(
+        self, resource: Resource, vfs: Sequence[Vf], request: pb.AllocateRequest
+    ) -> pb.AllocateResponse:
         wanted = [
             devices.find_vfs(vfs, container.device_ids, resource.name)
             for container in request.container_requests

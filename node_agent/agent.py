@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import PLACES, Allocator, Places, Users
@@ -21,11 +22,16 @@ from node_agent.config import AgentConfig, pf_policies
 from node_agent.config_file import ConfigFile
 from node_agent.events_poster import EventPoster
 from node_agent.events_recorder import EventRecorder
+from node_agent.http_endpoint import Address, HttpEndpoint
+from node_agent.metrics import Metrics
+from node_agent.metrics_state import ConfigState, NodeState
 from node_agent.node_summary import NodeSummary, render_summary
+from node_agent.pages import make_pages
 from node_agent.provisioning import Provisioning
 from node_agent.settings import Node, Settings, close_api, make_settings
 from node_agent.supervisor import Supervisor
 from node_agent.vf_holders import vf_holders
+from node_agent.vf_traffic import VfTraffic
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
@@ -65,11 +71,19 @@ class Roots(msgspec.Struct, frozen=True, kw_only=True):
     places: Places = PLACES
 
 
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """How others find the agent. `registration`: how the kubelet is told of pools; None: the plugin chooses.
+    `node_name`: as the API server knows this node. `http`: where probes and metrics are served, if so."""
+
+    registration: Way | None = None
+    node_name: str = ""
+    http: Address | None = None
+
+
 class Agent:
     """`run` until `stop`. Everything it must remember is in `run_dir`; it may be killed at any moment.
 
     `config_file`: where `config` was read, to follow its changes. None: it stays as it is.
-    `node_name`: as the API server knows this node.
     """
 
     def __init__(
@@ -81,14 +95,12 @@ class Agent:
         roots: Roots | None = None,
         config_file: ConfigFile | None = None,
         health: HealthKeeper | None = None,
-        registration: Way | None = None,
-        node_name: str = "",
+        presence: Presence | None = None,
     ) -> None:
-        """`registration` None: the plugin chooses. Raises SriovError: another agent runs, or a record cannot
-        be read."""
+        """Raises SriovError: another agent runs, or a record cannot be read."""
         self._config_file = config_file
         self._log = log
-        roots = roots or Roots()
+        roots, presence = roots or Roots(), presence or Presence()
         run_dir = roots.run_dir
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._alone = lock_alone(run_dir / "lock")
@@ -106,7 +118,7 @@ class Agent:
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 lease_dir=roots.lease_dir,
             )
-            self.events = EventPoster(lambda: self._settings.api, node_name, log)
+            self.events = EventPoster(lambda: self._settings.api, presence.node_name, log)
             self._recorder = EventRecorder(
                 self.events, self._attacher.attachments_of, lambda: self._keeper.current
             )
@@ -154,7 +166,7 @@ class Agent:
                 roots.kubelet_dir,
                 log,
                 allocator,
-                way=registration,
+                way=presence.registration,
             )
             self.health = health or HealthKeeper()
             nodes = DeviceNodes(roots.places.dev, roots.places.sys)
@@ -162,7 +174,10 @@ class Agent:
                 self._settings, self._plugin, held, log, self.health, nodes, self._recorder.on_health
             )
             self._summary = NodeSummary(
-                lambda: self._settings.api, node_name, lambda: self._summarize(holders().keys()), log
+                lambda: self._settings.api,
+                presence.node_name,
+                lambda: self._summarize(holders().keys()),
+                log,
             )
             self._reconciler = Reconciler(
                 self._attacher,
@@ -175,6 +190,25 @@ class Agent:
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             self._supervisor = Supervisor(log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
+            self._config_since = time.time()
+            state = NodeState(
+                pools=lambda: self._settings.pools.look(),
+                unhealthy=self._advertiser.unhealthy,
+                config=lambda: ConfigState(self._config_since, self.refusal),
+                why_unready=self._why_unready,
+                provisioning=lambda: self._provisioning.outcome,
+                keeper=self._keeper,
+                attacher=self._attacher,
+                plugin=self._plugin,
+                allocator=allocator,
+                health=self.health,
+                reconciler=self._reconciler,
+                traffic=VfTraffic(kernel),
+            )
+            self._metrics = Metrics(CollectorRegistry(), state)
+            self._attacher.observe_steps(self._metrics.observe_step)
+            pages = make_pages(self._metrics, self._supervisor.why_unwell, self._why_unready)
+            self.http = HttpEndpoint(presence.http, pages, log) if presence.http else None
             undo.pop_all()
 
     def run(self) -> str | None:
@@ -182,6 +216,9 @@ class Agent:
         still being made wait; the kubelet hears of pools when their VFs are there."""
         try:
             self._server.listen()
+            if self.http is not None:  # a probe hears "not yet" while VFs are being made
+                self._supervisor.start("http", self.http.serve)
+                self._log.info("serving metrics", address=str(self.http.address))
             self._attacher.recover()
             self._chain.recover()
             self._keeper.refresh()
@@ -200,10 +237,14 @@ class Agent:
             self._provisioning.mark_dirty()
             self.events.wake()
             self._server.stop()
+            if self.http is not None:
+                self.http.stop()
             self._plugin.stop()
             self._supervisor.join(_JOIN_S)
             self._server.close()
             close_api(self._settings)
+            if self.http is not None:
+                self.http.close()
             os.close(self._alone)
         self._log.info("stopped", reason=self._supervisor.failure or "asked to")
         return self._supervisor.failure
@@ -249,7 +290,7 @@ class Agent:
             useless.callback(close_api, settings, unless_of=before)
             self._advertiser.adopt(settings)
             useless.pop_all()
-        self._settings = settings
+        self._settings, self._config_since = settings, time.time()
         close_api(before, unless_of=settings)
         self._say_removed(before, settings)
         self._provisioning.mark_dirty()
@@ -265,7 +306,7 @@ class Agent:
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""
         began = time.monotonic()
-        reply = self._settings.handler(request)
+        reply = self._metrics.serve(self._settings.handler, request)
         if request.env.get("CNI_COMMAND") == Command.ADD and reply.exit_code == 0:
             self._recorder.on_attached(request.env, time.monotonic() - began)
         if request.env.get("CNI_COMMAND") in (Command.DEL, Command.GC):
@@ -276,6 +317,9 @@ class Agent:
     def _on_provisioned(self, outcome: Outcome) -> None:
         self._plugin.hold(())  # what can be done for new pools is done
         self._recorder.on_provisioned(outcome)
+
+    def _why_unready(self) -> str | None:
+        return self._settings.readiness.why_unready()
 
     def _on_inventory(self, _: Inventory) -> None:
         if self._provisioned.is_set():

@@ -19,10 +19,11 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin.allocator import PLACES, Places
 from device_plugin.established import ESTABLISHED_PREFIX
 from device_plugin.registration import Way
-from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent, Roots
+from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent, Presence, Roots
 from node_agent.config import ConfigError
 from node_agent.config_file import ConfigFile
 from node_agent.config_source import CONFIG, ConfigSource, choose_source
+from node_agent.http_endpoint import parse_address
 from sriov_cni.ipam.engine import DATA_DIR
 from vf_manager.errors import InvalidInput, SriovError
 from vf_manager.kernel.api import Kernel
@@ -32,6 +33,7 @@ from vf_manager.kernel.linux import LinuxKernel
 # the usual 5 ms a thread whose answer is there sits by, and the kernel with it.
 _SWITCH_INTERVAL_S = 0.0005
 _AUTO = "auto"
+_OFF = "off"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -52,6 +54,7 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         source = _source(**vars(options))
+        http = None if options.metrics_address == _OFF else parse_address(options.metrics_address)
     except InvalidInput as e:
         print(f"sriov-agent: {e}", file=sys.stderr)
         return 2
@@ -68,8 +71,11 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
                 places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
             ),
             config_file=config_file,
-            registration=None if options.registration == _AUTO else Way(options.registration),
-            node_name=options.node_name,
+            presence=Presence(
+                registration=None if options.registration == _AUTO else Way(options.registration),
+                node_name=options.node_name,
+                http=http,
+            ),
         )
         with stopped_by_signals(agent.stop):
             failure = agent.run()
@@ -177,6 +183,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="as the API server knows this node; $NODE_NAME, or the host's name",
     )
+    parser.add_argument(
+        "--metrics-address",
+        default=_OFF,
+        metavar="ADDRESS:PORT",
+        help="where to serve /healthz, /readyz and /metrics, by HTTP for whoever can reach it",
+    )
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
     return parser.parse_args(argv)
 
@@ -186,6 +198,7 @@ def _logger(level: str) -> FilteringBoundLogger:
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -35,6 +35,7 @@ class Provisioning:
         self._on_outcome = on_outcome
         self._dirty = threading.Event()
         self._told: frozenset[str] = frozenset()
+        self.outcome = Outcome()  # of the last time
 
     def reconcile(self) -> Outcome:
         """By the inventory as it was seen last. Raises SriovError."""
@@ -43,7 +44,7 @@ class Provisioning:
             if line not in self._told:
                 self._log.warning("nothing to provision", reason=line)
         self._told = frozenset(missing)
-        outcome = self._provisioner.reconcile(policies, self._keeper.current)
+        outcome = self.outcome = self._provisioner.reconcile(policies, self._keeper.current)
         if outcome.applied or outcome.failed:
             self._keeper.refresh()
         self._on_outcome(outcome)

@@ -10,6 +10,10 @@ from vf_manager.model import Inventory, PciAddress
 _MOST_REASONS = 3
 
 
+class NoFreeVf(NotReady):
+    """Everything is as it should be; there are just no more VFs."""
+
+
 class Readiness:
     """`has_fallback`: other pods have a chain of their own, so a node without a free VF still has work to do.
     `unhealthy`: by pool, with the reason. `is_provisioned`: whether the VFs were set up."""
@@ -37,7 +41,22 @@ class Readiness:
         cut_off = self._attacher.held_vfs() - _vfs_of_pfs_that_are_up(self._pools.look().inventory)
         if cut_off:
             raise LimitedConnectivity(f"{reason}; the PF of {', '.join(sorted(cut_off))} is down or gone")
-        raise NotReady(reason)
+        raise (NoFreeVf if self._all_are_attached() else NotReady)(reason)
+
+    def why_unready(self) -> str | None:
+        """As a probe wants it: a node whose VFs all have work to do is not one to wait for."""
+        try:
+            self.refuse_unready()
+        except NoFreeVf:
+            return None
+        except NotReady as e:
+            return str(e)
+        return None
+
+    def _all_are_attached(self) -> bool:
+        """Once they were set up."""
+        vfs = self._pools.look().pools_by_vf.keys()
+        return self._is_provisioned() and bool(vfs) and vfs <= self._attacher.held_vfs()
 
     def _why_not(self) -> str | None:
         if not self._is_provisioned():

@@ -63,6 +63,7 @@ class Settings:
     expected: Mapping[str, Expected]  # of the VFs of each pool
     handler: CniHandler
     api: ApiServer | None
+    readiness: Readiness
     chooser: Chooser | None
 
 
@@ -74,11 +75,19 @@ def make_settings(config: AgentConfig, node: Node, before: Settings | None = Non
         api, chooser = before.api, before.chooser
     else:
         api, chooser = _connect(config)
+    readiness = Readiness(
+        pools,
+        node.attacher,
+        node.unhealthy,
+        node.is_provisioned,
+        has_fallback=config.fallback is not None,
+    )
     return Settings(
         config=config,
         pools=pools,
         expected={pool.name: _expected(pool) for pool in config.pools},
-        handler=_handler(config, node, pools, chooser),
+        handler=_handler(config, node, pools, readiness, chooser),
+        readiness=readiness,
         api=api,
         chooser=chooser,
     )
@@ -96,7 +105,9 @@ def _expected(pool: PoolConfig) -> Expected:
     return Expected(policy=pool.health or HealthPolicy(), driver=pool.vfs.driver if pool.vfs else None)
 
 
-def _handler(config: AgentConfig, node: Node, pools: PoolIndex, chooser: Chooser | None) -> CniHandler:
+def _handler(
+    config: AgentConfig, node: Node, pools: PoolIndex, readiness: Readiness, chooser: Chooser | None
+) -> CniHandler:
     resources = {resource_of(pool, config.resource_prefix): pool.name for pool in config.resources()}
     pods = PodAttacher(
         node.attacher,
@@ -108,9 +119,6 @@ def _handler(config: AgentConfig, node: Node, pools: PoolIndex, chooser: Chooser
     )
     path = Path(config.fallback) if config.fallback is not None else None
     chain = node.chain.with_list((lambda: read_conflist(path)) if path else None)
-    readiness = Readiness(
-        pools, node.attacher, node.unhealthy, node.is_provisioned, has_fallback=path is not None
-    )
     return CniHandler(pods, node.attacher, chain, readiness.refuse_unready, node.log)
 
 

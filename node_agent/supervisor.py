@@ -20,6 +20,13 @@ class Supervisor:
         self._threads.append(thread)
         thread.start()
 
+    def why_unwell(self) -> str | None:
+        """Before `stop` is set: which threads ended all the same."""
+        ended = [thread.name for thread in self._threads if not thread.is_alive()]
+        if self.stop.is_set():
+            return self.failure or "the agent is about to end"
+        return f"threads ended: {', '.join(ended)}" if ended else None
+
     def join(self, timeout_s: float) -> None:
         """Wait for the threads after `stop`; one that does not end is named in the log."""
         for thread in self._threads:

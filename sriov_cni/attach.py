@@ -1,6 +1,7 @@
 """Orchestrator: ADD and DEL of one VF, the records that own it, and what a killed process left half-done."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Set
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from structlog.typing import FilteringBoundLogger
 from sriov_cni.attachment import Attachment, LeaseRef, Original, Sandbox, State, Wanted, attachment_key
 from sriov_cni.check import find_drift
 from sriov_cni.exec import PluginRunner
-from sriov_cni.executor import Checkpoint, apply_steps, no_checkpoint, undo_steps
+from sriov_cni.executor import (
+    Checkpoint,
+    StepObserver,
+    apply_steps,
+    no_checkpoint,
+    undo_steps,
+    unobserved,
+)
 from sriov_cni.ground import Ground, open_ground, opened_sandbox, wait_until
 from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
@@ -20,7 +28,7 @@ from sriov_cni.limits import refuse_what_needs_a_pf
 from sriov_cni.spec import Dns, Interface, Result
 from sriov_cni.steps import RETURN_TIMEOUT_S, plan_steps, refuse_taken_name
 from vf_manager.discovery import find_pf_of, read_vf, why_unusable
-from vf_manager.errors import Busy, NotFound, Refused, SriovError
+from vf_manager.errors import Busy, Exhausted, NotFound, Refused, SriovError
 from vf_manager.kernel.api import Kernel, NetnsHandle
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import ZERO_MAC, PciAddress
@@ -56,6 +64,8 @@ class Attacher:
         self._lease_owners = OwnerCache()
         self._plugins = PluginRunner(log)
         self._checkpoint = checkpoint
+        self._observe: StepObserver = unobserved
+        self._exhausted: Counter[str] = Counter()
         self._guard = threading.Lock()
         self._owners: dict[PciAddress, str] = {}
         for key in records.list_keys():
@@ -66,6 +76,15 @@ class Attacher:
         """VFs that an attachment owns, be it half-done."""
         with self._guard:
             return set(self._owners)
+
+    def observe_steps(self, observer: StepObserver) -> None:
+        """From now on, in place of whoever did before."""
+        self._observe = observer
+
+    def exhaustions(self) -> dict[str, int]:
+        """How many attachments failed since the start because their network had no free address."""
+        with self._guard:
+            return dict(self._exhausted)
 
     def add(self, wanted: Wanted, netns_fd: int) -> Result:
         """Attach a VF. Raises SriovError with everything as it was before."""
@@ -218,14 +237,17 @@ class Attacher:
         steps = plan_steps(record)
         log = self._log.bind(**_fields(record))
         try:
-            apply_steps(steps, ground, log, self._checkpoint)
+            apply_steps(steps, ground, log, self._checkpoint, self._observe)
             result = _result(record, dns, ground)
             self._records.write(
                 record.key, msgspec.structs.replace(record, state=State.ATTACHED, result=result)
             )
         except Exception as e:
             log.warning("attachment failed", error=str(e))
-            if not undo_steps(steps, ground, log, self._checkpoint):
+            if isinstance(e, Exhausted):
+                with self._guard:
+                    self._exhausted[record.network] += 1
+            if not undo_steps(steps, ground, log, self._checkpoint, self._observe):
                 self._disown(record)
             raise
         self._checkpoint("attached")
@@ -240,7 +262,7 @@ class Attacher:
             opened_sandbox(self.kernel, netns_fd, record.sandbox) as sandbox,
             open_ground(self.kernel, sandbox, ipam) as ground,
         ):
-            failures = undo_steps(plan_steps(record), ground, log, self._checkpoint)
+            failures = undo_steps(plan_steps(record), ground, log, self._checkpoint, self._observe)
         if failures:
             raise failures[0]
         self._disown(record)
@@ -383,7 +405,9 @@ def _result(record: Attachment, dns: Dns, ground: Ground) -> Result:
 
 
 def _fields(record: Attachment) -> dict[str, object]:
+    pod = f"{record.pod.namespace}/{record.pod.name}" if record.pod else None
     return {
+        **({"pod": pod} if pod else {}),
         "container": record.container_id,
         "ifname": record.ifname,
         "network": record.network,

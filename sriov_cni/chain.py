@@ -265,7 +265,9 @@ def _holder(record: ChainRecord) -> tuple[str, str]:
 
 
 def _fields(record: ChainRecord) -> dict[str, object]:
+    pod = record.env.pod
     return {
+        **({"pod": f"{pod.namespace}/{pod.name}"} if pod else {}),
         "container": record.env.container_id,
         "ifname": record.env.ifname,
         "network": record.network,

@@ -11,12 +11,13 @@ from enum import StrEnum
 import msgspec
 
 from sriov_cni.spec import BadEnvironment
-from vf_manager.errors import InvalidInput
+from vf_manager.errors import InvalidInput, plain
 from vf_manager.model import IfName, parse_ifname
 
 # Of container ids and network names (pkg/utils of the Go library); as long as a file name can carry, with
 # what is put around it.
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,199}")
+_LONGEST_NAME = 320  # in the log: a namespace and a pod are 63 and 253
 NAME_RULE = "at most 200 letters, digits, '_', '.' and '-', a letter or digit first"
 
 _POD_KEYS = {"namespace": "K8S_POD_NAMESPACE", "name": "K8S_POD_NAME", "uid": "K8S_POD_UID"}
@@ -83,6 +84,19 @@ def parse_environment(env: Mapping[str, str]) -> Environment:
         path=path,
         args=parse_cni_args(env.get("CNI_ARGS", ""), strict=not command.cleans),
     )
+
+
+def name_call(env: Mapping[str, str]) -> dict[str, str]:
+    """What tells one call from others, for the log, however wrong the rest of it is."""
+    args = parse_cni_args(env.get("CNI_ARGS", ""), strict=False)
+    pod = [args.get(_POD_KEYS[field], "") for field in ("namespace", "name")]
+    found = {
+        "command": env.get("CNI_COMMAND", ""),
+        "container": env.get("CNI_CONTAINERID", ""),
+        "ifname": env.get("CNI_IFNAME", ""),
+        "pod": "/".join(pod) if any(pod) else "",
+    }
+    return {key: plain(value, _LONGEST_NAME) for key, value in found.items() if value}
 
 
 def parse_cni_args(text: str, *, strict: bool = True) -> dict[str, str]:

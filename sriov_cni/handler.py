@@ -1,17 +1,19 @@
 """Orchestrator: one CNI call from request to reply. The only place where errors become CNI codes."""
 
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
+from structlog.contextvars import bound_contextvars
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import attachment_key
 from sriov_cni.chain import FallbackChain
-from sriov_cni.environment import Command
+from sriov_cni.environment import Command, name_call
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.netconf import CniCall, parse_call, version_of
 from sriov_cni.pod_attach import PodAttacher
@@ -42,7 +44,12 @@ class CniHandler:
         self._detached: deque[str] = deque(maxlen=_REMEMBERED)  # container ids are never used again
 
     def __call__(self, request: CniRequest) -> CniReply:
-        self._log.debug("call", command=request.env.get("CNI_COMMAND"))
+        """Every line that is logged on the way says which call it belongs to."""
+        with bound_contextvars(request=secrets.token_hex(4), **name_call(request.env)):
+            return self._reply(request)
+
+    def _reply(self, request: CniRequest) -> CniReply:
+        self._log.debug("call")
         try:
             stdout = self._serve(request)
             self._log.debug("answer")
@@ -51,9 +58,7 @@ class CniHandler:
             code, message = code_of(e), str(e)
         except OSError as e:
             code, message = ErrorCode.IO_FAILURE, f"{e.strerror or e}: {e.filename}" if e.filename else str(e)
-        self._log.warning(
-            "call failed", command=request.env.get("CNI_COMMAND"), code=int(code), error=message
-        )
+        self._log.warning("call failed", code=int(code), error=message)
         return CniReply(1, error_json(version_of(request.stdin), code, message))
 
     def _serve(self, request: CniRequest) -> bytes:

@@ -6,7 +6,9 @@ time apart, agree on it: calls that are under way, and pods that were just made,
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from enum import StrEnum
 
 from structlog.typing import FilteringBoundLogger
 
@@ -21,6 +23,14 @@ from vf_manager.vf_attributes import difference
 
 _PERIOD_S = 30.0
 _GRACE_S = 20.0
+
+
+class Finding(StrEnum):
+    """What a look made sure of. Each is counted when it is dealt with or said, not at every look."""
+
+    TAKEN_BACK = "taken-back"  # an attachment without a pod
+    STUCK = "stuck"  # one that could not be taken back yet; at every attempt
+    DRIFT = "drift"  # attributes that somebody else changed
 
 
 class Reconciler:
@@ -50,6 +60,11 @@ class Reconciler:
         self._clock = clock
         self._since: dict[str, float] = {}  # when what is wrong was seen first, by what it is
         self._told: dict[str, str] = {}
+        self._found: Counter[Finding] = Counter()
+
+    def findings(self) -> dict[Finding, int]:
+        """How many there were since the start, of every kind."""
+        return {kind: self._found[kind] for kind in Finding}
 
     def watch(self, stop: threading.Event, period_s: float = _PERIOD_S) -> None:
         """Look now and every `period_s`. For a thread of its own."""
@@ -74,8 +89,10 @@ class Reconciler:
             log = self._log.bind(container=record.container_id, ifname=record.ifname, vf=record.port.pci)
             try:
                 if self._attacher.take_back_if(record, self._is_lost):
+                    self._found[Finding.TAKEN_BACK] += 1
                     log.warning("an attachment without a pod was taken back")
             except SriovError as e:
+                self._found[Finding.STUCK] += 1
                 log.warning("an attachment without a pod cannot be taken back yet", error=str(e))
 
     def _confirmed(self, what: str, found: list[Attachment]) -> list[Attachment]:
@@ -127,6 +144,7 @@ class Reconciler:
             if self._told.get(record.key) != what:
                 log.warning("attributes of an attached VF were changed by somebody else", found=what)
                 self._told[record.key] = what
+                self._found[Finding.DRIFT] += 1
             if self._repair():
                 self._give_back(record)
         keys = {record.key for record in drifted}

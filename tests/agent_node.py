@@ -2,6 +2,7 @@
 real, and the folders of an agent."""
 
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -17,9 +18,10 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import Places
-from node_agent.agent import SOCKET_NAME, Agent, Roots
+from node_agent.agent import SOCKET_NAME, Agent, Presence, Roots
 from node_agent.config import parse_config
 from node_agent.config_file import ConfigFile
+from node_agent.http_endpoint import Address
 from sriov_cni import wire
 from sriov_cni.messages import CniReply, CniRequest
 from tests.fake_kernel import FakeKernel
@@ -74,7 +76,9 @@ class Node:
 
     def agent(self, config: str = CONFIG, config_file: ConfigFile | None = None) -> Agent:
         log: FilteringBoundLogger = structlog.wrap_logger(
-            None, [self.logged], wrapper_class=structlog.make_filtering_bound_logger(0)
+            None,
+            [structlog.contextvars.merge_contextvars, self.logged],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
         )
         return Agent(
             parse_config(config),
@@ -88,7 +92,7 @@ class Node:
             ),
             config_file=config_file,
             health=HealthKeeper(hold_s=0.05),
-            node_name="node-1",
+            presence=Presence(node_name="node-1", http=Address("127.0.0.1", 0)),
         )
 
     def set_link(self, name: str, *, up: bool, carrier: bool | None = None) -> None:
@@ -171,6 +175,17 @@ class Running:
     def stop(self) -> str | None:
         self.agent.stop()
         return self.ended()
+
+
+def get(running: Running, path: str) -> tuple[int, str]:
+    """What the agent answers by HTTP."""
+    assert running.agent.http is not None
+    address = running.agent.http.address
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=DEADLINE_S)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import structlog
 from node_agent.agent import SOCKET_NAME
 from node_agent.config import ConfigError
 from node_agent.main import main, stopped_by_signals
+from sriov_cni import wire
+from sriov_cni.messages import CniRequest
 from tests.agent_node import (
     CONFIG,
     DEADLINE_S,
@@ -388,7 +392,7 @@ def test_wrong_options_are_exit_code_2(capsys: pytest.CaptureFixture[str], optio
 
 
 @contextlib.contextmanager
-def agent_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def agent_process(folder: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
     """On whatever this machine has: without a pool it touches no NIC."""
     (folder / "config.yaml").write_text("pools: []")
     options = {
@@ -401,7 +405,7 @@ def agent_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     }
     arguments = [word for key, name in options.items() for word in (key, str(folder / name))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "node_agent.main", *arguments],
+        [sys.executable, "-m", "node_agent.main", *arguments, *more],
         cwd=Path(__file__).parent.parent,
         stderr=subprocess.PIPE,
         text=True,
@@ -470,3 +474,50 @@ def test_a_signal_ends_the_process_cleanly(number: signal.Signals) -> None:
         assert process.wait(DEADLINE_S) == 0
         assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "stopped"
         assert not path.exists()
+
+
+def test_metrics_are_served_where_it_is_told() -> None:
+    listen = ("--metrics-address", "127.0.0.1:0")
+    with (
+        tempfile.TemporaryDirectory(prefix="agent-") as folder,
+        agent_process(Path(folder), *listen) as process,
+    ):
+        assert process.stderr is not None
+        lines = map(json.loads, process.stderr)
+        address = next(line["address"] for line in lines if line["event"] == "serving metrics")
+        assert next(line for line in lines if line["event"] == "ready")
+        with urllib.request.urlopen(f"http://{address}/healthz", timeout=DEADLINE_S) as response:
+            assert response.read() == b"ok\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+
+
+def test_a_line_of_a_call_says_which_call_it_was() -> None:
+    """As the command logs, not as a test does."""
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder, agent_process(Path(folder)) as process:
+        assert process.stderr is not None
+        lines = map(json.loads, process.stderr)
+        assert next(line for line in lines if line["event"] == "ready")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(f"{folder}/run/{SOCKET_NAME}")
+            env = {
+                "CNI_COMMAND": "ADD",
+                "CNI_CONTAINERID": "c7",
+                "CNI_ARGS": "K8S_POD_NAMESPACE=ml;K8S_POD_NAME=a",
+            }
+            client.sendall(wire.encode_request(CniRequest(env, b"{}")))
+            assert wire.decode_reply(client.recv(4096)).exit_code == 1
+        failed = next(line for line in lines if line["event"] == "call failed")
+        assert (failed["command"], failed["container"], failed["pod"]) == ("ADD", "c7", "ml/a")
+        assert re.fullmatch("[0-9a-f]{8}", failed["request"])
+
+
+def test_an_address_that_is_none_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("pools: []")
+    assert main(["--config", str(tmp_path / "config.yaml"), "--metrics-address", "9808"]) == 2
+    assert capsys.readouterr().err == (
+        "sriov-agent: --metrics-address: '9808' is not valid;"
+        " expected ADDRESS:PORT, as in 127.0.0.1:9808 or [::1]:9808\n"
+    )

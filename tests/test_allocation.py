@@ -54,6 +54,14 @@ def test_each_container_of_a_request_gets_its_own(world: AllocationWorld) -> Non
     ]
 
 
+def test_requests_are_counted_by_how_they_ended(world: AllocationWorld) -> None:
+    for _ in range(2):
+        world.allocate(POOL, [make_vf(0)])
+    with pytest.raises(NotFound):
+        world.allocate(POOL, [make_vf(0)], address(5))
+    assert world.allocator.counts() == {("example.com/fast", True): 2, ("example.com/fast", False): 1}
+
+
 @pytest.mark.parametrize(
     ("device", "error"), [(address(5), NotFound), ("nonsense", InvalidInput), ("", InvalidInput)]
 )

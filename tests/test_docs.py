@@ -122,7 +122,10 @@ def check_pod(pod: dict[str, Any]) -> None:
     assert all(parse_choice(chosen).values())
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "manifests").glob("*.*")), ids=lambda path: path.name)
+MANIFESTS = sorted(path for path in (PROJECT / "manifests").iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifests(path: Path) -> None:
     match path.suffix:
         case ".yaml":

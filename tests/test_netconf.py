@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sriov_cni.environment import Command, Pod, parse_cni_args
+from sriov_cni.environment import Command, Pod, name_call, parse_cni_args
 from sriov_cni.ipam.config import HostLocalConf, StaticConf
 from sriov_cni.netconf import CniCall, NetConf, decode_object, parse_call, version_of
 from sriov_cni.spec import (
@@ -570,3 +570,13 @@ def test_exceptions_keep_their_kind() -> None:
     for kind in (BadEnvironment, IncompatibleVersion, Undecodable, UnsupportedField):
         assert issubclass(kind, InvalidInput)
     assert decode_object(b"{}") == {}
+
+
+def test_a_call_is_named_for_the_log_however_wrong_it_is() -> None:
+    args = "IgnoreUnknown=perhaps;K8S_POD_NAMESPACE=ml;K8S_POD_NAME=a;;=;x"
+    assert name_call({"CNI_COMMAND": "AD\nD", "CNI_CONTAINERID": "", "CNI_ARGS": args}) == {
+        "command": r"'AD\nD'",
+        "pod": "ml/a",
+    }
+    assert name_call({}) == {}
+    assert len(name_call({"CNI_CONTAINERID": "c" * 100_000})["container"]) == 320

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from sriov_cni.reconcile import Reconciler
+from sriov_cni.reconcile import Finding, Reconciler
 from tests.cni_world import PF0, Died, World, conf_of, quiet_log, result_of
 from vf_manager.discovery import read_pfs
 from vf_manager.model import Inventory, PciAddress, VfAttributes
@@ -140,6 +140,7 @@ def test_drift_is_told_once(scene: Scene) -> None:
     with capture_logs() as events:
         scene.look(2)
     assert drifts(events) == ["vlan 8 instead of 100"]
+    assert scene.reconciler.findings() == {Finding.TAKEN_BACK: 0, Finding.STUCK: 0, Finding.DRIFT: 2}
 
 
 def test_drift_is_repaired_where_that_is_asked(tmp_path: Path) -> None:
@@ -162,6 +163,7 @@ def test_what_cannot_be_taken_back_is_tried_again(scene: Scene) -> None:
     next(iter(scene.world.kernel.namespaces.values())).remove(thief)
     scene.look(1)
     assert scene.world.state() == before
+    assert scene.reconciler.findings() == {Finding.TAKEN_BACK: 1, Finding.STUCK: 2, Finding.DRIFT: 0}
 
 
 def test_nothing_is_left_after_a_reboot(scene: Scene) -> None:

@@ -113,3 +113,19 @@ def test_threads_have_their_names_and_do_not_hold_up_the_process(supervisor: Sup
     supervisor.stop.set()
     supervisor.join(_DEADLINE_S)
     assert [(thread.name, thread.daemon) for thread in seen] == [("inventory", True)]
+
+
+def test_it_is_well_while_every_thread_is_there(supervisor: Supervisor) -> None:
+    def work() -> None:
+        supervisor.stop.wait(_DEADLINE_S)
+
+    supervisor.start("one", work)
+    assert supervisor.why_unwell() is None
+    supervisor.start("quiet", lambda: None)
+    assert supervisor.stop.wait(_DEADLINE_S)
+    assert supervisor.why_unwell() == "thread quiet ended by itself"
+
+
+def test_it_is_not_well_while_it_ends(supervisor: Supervisor) -> None:
+    supervisor.stop.set()
+    assert supervisor.why_unwell() == "the agent is about to end"

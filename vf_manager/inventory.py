@@ -33,11 +33,17 @@ class InventoryKeeper:
         self._looking = threading.Lock()
         self._subscribers: list[Callable[[Inventory], None]] = []
         self._current = Inventory()
+        self._looks = 0, 0.0
         self._events: KernelEvents | None = None
 
     @property
     def current(self) -> Inventory:
         return self._current
+
+    def looks(self) -> tuple[int, float]:
+        """How many there were since the start, and how many seconds they took. Does not wait for one that is
+        under way: while VFs are made, that may take long."""
+        return self._looks
 
     def subscribe(self, subscriber: Callable[[Inventory], None]) -> None:
         self._subscribers.append(subscriber)
@@ -51,7 +57,10 @@ class InventoryKeeper:
         """Look now. Raises SriovError; the snapshot before it then stays."""
         with self._looking:
             old = self._current
+            began = time.perf_counter()
             new = replace(read_inventory(self._kernel), generation=old.generation)
+            looks, seconds = self._looks
+            self._looks = looks + 1, seconds + time.perf_counter() - began
             if new != old or old.generation == 0:
                 self._current = replace(new, generation=old.generation + 1)
                 for change in describe_changes(old, new):
