@@ -18,6 +18,7 @@ from node_agent.config import AgentConfig, pf_policies
 from node_agent.config_file import ConfigFile
 from node_agent.provisioning import Provisioning
 from node_agent.settings import Node, Settings, close_chooser, make_settings
+from node_agent.status_file import STATUS_FILE, AgentStatus, StatusFile, pool_states, provisioned
 from node_agent.supervisor import Supervisor
 from node_agent.vf_holders import vf_holders
 from sriov_cni.attach import Attacher
@@ -145,6 +146,7 @@ class Agent:
             )
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             self._supervisor = Supervisor(log)
+            self._status_file = StatusFile(run_dir / STATUS_FILE, self._status, log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
             undo.pop_all()
 
@@ -191,6 +193,7 @@ class Agent:
         if self._config_file is not None:
             self._supervisor.start("config", functools.partial(self._follow, self._config_file))
         self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
+        self._supervisor.start("status", lambda: self._status_file.watch(stop))
 
     def _follow(self, file: ConfigFile) -> None:
         while not self._supervisor.stop.wait(file.look_s):
@@ -227,6 +230,16 @@ class Agent:
             if pool not in now.expected:
                 attached = [vf.pci for vf in vfs if vf.pci in held]
                 self._log.info("pool removed, its VFs stay as they are", pool=pool, attached=attached)
+
+    def _status(self) -> AgentStatus:
+        members, work = self._settings.pools.look().members, self._provisioning
+        return AgentStatus(
+            pid=os.getpid(),
+            config=str(self._config_file.path) if self._config_file else None,
+            config_refused=self.refusal,
+            pools=pool_states(members, self._advertiser.unhealthy(), self._plugin.registered()),
+            provisioning=provisioned(work.last, work.missing, work.trouble),
+        )
 
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""
