@@ -10,6 +10,7 @@ from rich.table import Table
 from device_plugin.dra import device_attributes
 from node_agent.agent import ATTACHMENTS, RUN_DIR
 from node_agent.cli_attachments import attachments_command, gc_command
+from node_agent.cli_doctor import doctor_command
 from node_agent.cli_explain import explain_command
 from node_agent.cli_pfs import pfs_command
 from node_agent.cli_plan import add_commands
@@ -57,6 +58,7 @@ app.command("status")(status_command)
 app.command("pfs")(pfs_command)
 app.command("attachments")(attachments_command)
 app.command("gc")(gc_command)
+app.command("doctor")(doctor_command)
 app.command("explain")(explain_command)
 app.command("validate")(validate_command)
 
