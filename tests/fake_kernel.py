@@ -22,6 +22,7 @@ from vf_manager.kernel.api import (
     LinkChange,
     LinkInfo,
     Links,
+    LinkTraffic,
     NetnsHandle,
     NetnsId,
     PciFunction,
@@ -54,6 +55,7 @@ class FakeLink:
     permanent_mac: Mac | None = None
     addresses: list[str] = dataclasses.field(default_factory=list)
     routes: list[RouteSpec] = dataclasses.field(default_factory=list)
+    counted: dict[str, int] = dataclasses.field(default_factory=dict)  # fields of LinkTraffic
 
 
 @dataclasses.dataclass
@@ -399,6 +401,12 @@ class FakeLinks:
 
     def dump(self) -> list[LinkInfo]:
         return [self._info(link) for link in self._links()]
+
+    def traffic(self) -> list[LinkTraffic]:
+        return [
+            LinkTraffic(ifindex=link.netdev.ifindex, name=link.netdev.name, **link.counted)
+            for link in self._links()
+        ]
 
     def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
         for link in self._links():

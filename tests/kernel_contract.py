@@ -135,6 +135,12 @@ class KernelContract:
         assert host.read(name="other0") is None
         assert host.read(name=LONG_ALTNAME) is None
 
+    def test_every_link_tells_what_it_has_counted(self, world: World, host: Links, pod: Pod) -> None:
+        counted = {link.name: link.ifindex for link in host.traffic()}
+        assert counted == {link.netdev.name: link.netdev.ifindex for link in host.dump()}
+        (loopback,) = pod.links.traffic()
+        assert (loopback.name, loopback.rx_packets, loopback.tx_bytes) == ("lo", 0, 0)
+
     def test_dump_has_every_link_once(self, world: World, host: Links) -> None:
         found = host.dump()
         assert {"lo", world.spare} <= {link.netdev.name for link in found}

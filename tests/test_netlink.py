@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vf_manager.errors import KernelError
 from vf_manager.kernel import attributes, link_messages, route_messages
-from vf_manager.kernel.api import RouteSpec, RuleSpec
+from vf_manager.kernel.api import LinkTraffic, RouteSpec, RuleSpec
 from vf_manager.kernel.netlink import BUFFER_SIZE, NetlinkRefusal, split_messages
 from vf_manager.kernel.rtnl import parsed_link
 from vf_manager.model import IfName, LinkState, Mac, Netdev, VfAttributes, VfChange, VlanProto
@@ -202,3 +202,20 @@ def test_addresses_and_networks_are_those_of_the_standard_library(
     assert sent == expected
     _, route = route_messages.read_route(route_messages.pack_route(3, RouteSpec(dst=cidr)))
     assert ipaddress.ip_network(route.dst) == interface.network
+
+
+def test_counters_are_read_by_their_place() -> None:
+    body = link_messages.pack_query(ifindex=7)[:_IFINFO_SIZE] + attributes.pack_text(3, "net1")
+    body += attributes.pack(23, struct.pack("=24Q", *range(1, 25)))
+    assert link_messages.read_traffic(body) == LinkTraffic(
+        ifindex=7,
+        name=IfName("net1"),
+        rx_packets=1,
+        tx_packets=2,
+        rx_bytes=3,
+        tx_bytes=4,
+        rx_errors=5,
+        tx_errors=6,
+        rx_dropped=7,
+        tx_dropped=8,
+    )

@@ -1,6 +1,7 @@
 """The running kernel, through the project's adapters."""
 
 import re
+import socket
 import threading
 from pathlib import Path
 
@@ -58,6 +59,21 @@ class TestWords:
         with pytest.raises(KernelError, match="write '1' to sysctl net/ipv4/conf/lo: EISDIR"):
             world.kernel.write_sysctls(netns, [("net/ipv4/conf/lo", "1")])
         netns.close()
+
+
+class TestTraffic:
+    def test_what_goes_over_a_link_is_counted_by_its_fields(self, world: LinuxWorld) -> None:
+        """One packet of 20 + 8 + 100 bytes, which lo sends and receives."""
+        ip("link", "set", "lo", "up")
+        with world.kernel.links() as host, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(("127.0.0.1", 0))
+            before = next(link for link in host.traffic() if link.name == "lo")
+            sender.sendto(bytes(100), sender.getsockname())
+            assert len(sender.recv(200)) == 100
+            after = next(link for link in host.traffic() if link.name == "lo")
+        assert after.tx_bytes - before.tx_bytes == after.rx_bytes - before.rx_bytes >= 128
+        assert after.tx_packets - before.tx_packets == after.rx_packets - before.rx_packets == 1
+        assert (after.rx_errors, after.tx_errors, after.rx_dropped, after.tx_dropped) == (0, 0, 0, 0)
 
 
 class TestRoutesWithSeveralLinks:

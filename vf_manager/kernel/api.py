@@ -56,6 +56,22 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     vfs: dict[int, VfAttributes] = {}
 
 
+class LinkTraffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What one link has counted since its driver made it (struct rtnl_link_stats64, if_link.h). A link that
+    moves to another namespace goes on counting."""
+
+    ifindex: int
+    name: IfName
+    rx_packets: int = 0
+    tx_packets: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    rx_errors: int = 0
+    tx_errors: int = 0
+    rx_dropped: int = 0
+    tx_dropped: int = 0
+
+
 class LinkChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What to change on one link, in one message. `None` = leave as it is."""
 
@@ -106,6 +122,9 @@ class Links(Protocol):
 
     def dump(self) -> list[LinkInfo]:
         """Every link, without VF data."""
+
+    def traffic(self) -> list[LinkTraffic]:
+        """What every link has counted, by one question."""
 
     def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
         """One link by index or by its name (altnames do not count); None if there is none."""

@@ -6,7 +6,7 @@ Sources: include/uapi/linux/if_link.h, net/core/rtnetlink.c (rtnl_fill_ifinfo, d
 import struct
 
 from vf_manager.kernel import attributes
-from vf_manager.kernel.api import LinkChange, LinkInfo
+from vf_manager.kernel.api import LinkChange, LinkInfo, LinkTraffic
 from vf_manager.model import ZERO_MAC, IfName, LinkState, Mac, Netdev, VfAttributes, VfChange, VlanProto
 
 NEWLINK, GETLINK, NEWLINKPROP, DELLINKPROP = 16, 18, 108, 109
@@ -14,6 +14,7 @@ NEWLINK, GETLINK, NEWLINKPROP, DELLINKPROP = 16, 18, 108, 109
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _LINK_TYPES = {1: "ether", 32: "infiniband"}  # include/uapi/linux/if_arp.h ARPHRD_ETHER, ARPHRD_INFINIBAND
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_VFINFO_LIST, _IFLA_NET_NS_FD = 1, 3, 4, 22, 28
+_IFLA_STATS64 = 23
 _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_PHYS_PORT_NAME = 29, 33, 38
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PERM_ADDRESS, _IFLA_PARENT_DEV_NAME = 52, 53, 54, 56
 _IFLA_VF_INFO, _IFLA_VF_VLAN_INFO = 1, 1
@@ -23,6 +24,7 @@ _IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200  # include/uapi/linux/i
 
 _TWO, _THREE, _MAC = struct.Struct("=II"), struct.Struct("=III"), struct.Struct("=I32s")
 _VLAN_INFO = struct.Struct("=III2s2x")  # 16 bytes with the padding; the kernel refuses fewer
+_STATS = struct.Struct("=8Q")  # the beginning of struct rtnl_link_stats64
 _ETHERTYPE = {VlanProto.DOT1Q: b"\x81\x00", VlanProto.DOT1AD: b"\x88\xa8"}
 _LINK_STATE = {LinkState.AUTO: 0, LinkState.ENABLE: 1, LinkState.DISABLE: 2}
 _STATE_OF = {number: state for state, number in _LINK_STATE.items()}
@@ -95,6 +97,25 @@ def read_link(message: bytes) -> LinkInfo:
         link_type=_LINK_TYPES.get(kind),
         permanent_mac=_station_mac(found.get(_IFLA_PERM_ADDRESS, b"")),
         vfs=dict(_read_vf(info) for _, info in vfs),
+    )
+
+
+def read_traffic(message: bytes) -> LinkTraffic:
+    """In the order of struct rtnl_link_stats64. The kernel puts it into every answer about a link."""
+    found = attributes.read(message, _IFINFO.size)
+    counted = _STATS.unpack_from(found[_IFLA_STATS64])
+    rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped = counted
+    return LinkTraffic(
+        ifindex=_IFINFO.unpack_from(message)[2],
+        name=IfName(attributes.text(found[_IFLA_IFNAME])),
+        rx_packets=rx_packets,
+        tx_packets=tx_packets,
+        rx_bytes=rx_bytes,
+        tx_bytes=tx_bytes,
+        rx_errors=rx_errors,
+        tx_errors=tx_errors,
+        rx_dropped=rx_dropped,
+        tx_dropped=tx_dropped,
     )
 
 

@@ -7,18 +7,21 @@ link_messages.py, route_messages.py.
 import errno
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from vf_manager.errors import KernelError
 from vf_manager.kernel import link_messages, route_messages
-from vf_manager.kernel.api import LinkChange, LinkInfo, NetnsHandle, RouteSpec, RuleSpec
+from vf_manager.kernel.api import LinkChange, LinkInfo, LinkTraffic, NetnsHandle, RouteSpec, RuleSpec
 from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netlink import CREATE, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns, own
 from vf_manager.model import IfName, VfChange
 
 _NOT_THERE = (errno.ENODEV, errno.ENOENT)
+
+Answer = TypeVar("Answer")
 
 
 class Rtnl:
@@ -45,9 +48,16 @@ class Rtnl:
 
     def dump(self) -> list[LinkInfo]:
         """Every link, without VF data."""
-        with _kernel_errors("list the network interfaces"):
+        return self._each_link(link_messages.read_link, "list the network interfaces")
+
+    def traffic(self) -> list[LinkTraffic]:
+        """What every link has counted."""
+        return self._each_link(link_messages.read_traffic, "read what the network interfaces have counted")
+
+    def _each_link(self, read: Callable[[bytes], Answer], operation: str) -> list[Answer]:
+        with _kernel_errors(operation):
             messages = self._netlink.dump(link_messages.GETLINK, link_messages.pack_query())
-        return [parsed_link(message, "list the network interfaces") for message in messages]
+        return [_parsed(read, message, operation) for message in messages]
 
     def read(self, *, ifindex: int = 0, name: str = "", with_vfs: bool = False) -> LinkInfo | None:
         """One link by index or by name (not by altname); None if there is none.
@@ -191,8 +201,12 @@ class Rtnl:
 def parsed_link(message: bytes, operation: str) -> LinkInfo:
     """Raises KernelError for one that does not parse: more VFs than fit into one attribute may come with a
     wrong length (rtnetlink.c rtnl_fill_vf)."""
+    return _parsed(link_messages.read_link, message, operation)
+
+
+def _parsed(read: Callable[[bytes], Answer], message: bytes, operation: str) -> Answer:
     try:
-        return link_messages.read_link(message)
+        return read(message)
     except (ValueError, KeyError, struct.error) as e:
         raise KernelError(operation, errno.EPROTO, "the answer does not parse") from e
 
