@@ -203,7 +203,7 @@ def _(node: DoctorNode) -> Callable[[], object]:
     groups = node.root / "sys/kernel/iommu_groups"
     groups.rename(node.root / "aside")
     groups.mkdir()
-    return lambda: groups.rmdir() or (node.root / "aside").rename(groups)
+    return lambda: (node.root / "aside").replace(groups)
 
 
 @breaks("vfio-group-not-viable")
