@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.padding import Padding
 
 from node_agent.agent import KUBELET_DIR, RUN_DIR
 from node_agent.cli_place import JsonOption, KubeletDirOption, RunDirOption, kernel_of
@@ -61,8 +62,9 @@ def _show(found: list[Finding]) -> None:
     console = new_console()
     for finding in found:
         console.print(f"{finding.severity}: {finding.id}: {finding.about}", style="bold")
-        console.print(f"  {finding.cause[0].upper()}{finding.cause[1:]}.")
-        console.print(f"  To do: {finding.cure}.")
+        cause = f"{finding.cause[0].upper()}{finding.cause[1:]}."
+        for sentence in (cause, f"To do: {finding.cure}."):
+            console.print(Padding(sentence, (0, 0, 0, 2), expand=False))
     if not found:
         console.print(f"Nothing is wrong: {len(RULES)} checks.")
 

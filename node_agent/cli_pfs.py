@@ -24,9 +24,7 @@ def pfs_command(context: typer.Context, run_dir: RunDirOption = RUN_DIR, as_json
     if not pfs:
         new_console().print("This node has no SR-IOV capable NIC: no PCI device here has sriov_totalvfs.")
         return
-    table = new_table(
-        "PF", "pci", "driver", "VFs", "attached", "mac", "mtu", "link", "eswitch", "numa", "devlink"
-    )
+    table = new_table("PF", "pci", "driver", "VFs", "attached", "mac", "mtu", "numa", "eswitch", "link")
     for pf in pfs:
         table.add_row(*_row(pf, sum(vf.pci in held for vf in pf.vfs)))
     new_console().print(table)
@@ -38,7 +36,6 @@ def _document(pf: Pf, attached: list[PciAddress]) -> dict[str, object]:
 
 def _row(pf: Pf, attached: int) -> list[str]:
     netdev = pf.netdev
-    up = ("up" if netdev.carrier else "no carrier") if netdev and netdev.up else "down"
     return [
         netdev.name if netdev else "-",
         pf.pci,
@@ -47,8 +44,14 @@ def _row(pf: Pf, attached: int) -> list[str]:
         str(attached),
         netdev.mac if netdev else "-",
         str(netdev.mtu) if netdev else "-",
-        up if netdev else "-",
-        pf.eswitch_mode or "-",
         "-" if pf.numa_node is None else str(pf.numa_node),
-        f"error: {', '.join(pf.sick_reporters)}" if pf.sick_reporters else "-",
+        pf.eswitch_mode or "-",
+        _link(pf),
     ]
+
+
+def _link(pf: Pf) -> str:
+    if pf.netdev is None:
+        return "-"
+    state = ("up" if pf.netdev.carrier else "no carrier") if pf.netdev.up else "down"
+    return ", ".join([state, *(f"devlink reports an error of {name}" for name in pf.sick_reporters)])

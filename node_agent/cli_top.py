@@ -60,11 +60,11 @@ def top_command(
     once: Annotated[bool, typer.Option("--once", help="One table over one interval, then end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the traffic of each attached VF, until Ctrl-C. `--json` is once."""
+    """Show the traffic of each attached VF, until Ctrl-C; once with `--json`, or where no terminal is."""
     view = _View(kernel_of(context), run_dir)
     try:
         view.look()
-        if once or as_json:
+        if once or as_json or not new_console().is_terminal:
             time.sleep(interval)
             view.look()
             _show_once(view, as_json)

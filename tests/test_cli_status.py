@@ -208,8 +208,10 @@ def test_pfs(world: World) -> None:
     head, one, two = cells(done)
     assert head[:5] == ["PF", "pci", "driver", "VFs", "attached"]
     assert one[:5] == ["ens0", WORLD_PF0, "igb", "7 of 7", "1"]
-    assert one[6:] == ["1500", "no carrier", "legacy", "0", "-"]
-    assert two[7] == "down"
+    assert one[6:] == ["1500", "0", "legacy", "no carrier"]
+    assert two[9] == "down"
+    world.kernel.sick[WORLD_PF0] = ("fw",)
+    assert "no carrier, devlink reports an error of fw\n" in sriovctl(world.kernel, world.root, "pfs").stdout
     first = document(sriovctl(world.kernel, world.root, "pfs", "--json"))["pfs"][0]
     assert first["attached"] == [world.vfs(WORLD_PF0)[2]]
     assert first["vfs"] == world.vfs(WORLD_PF0)

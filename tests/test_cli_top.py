@@ -107,6 +107,7 @@ def test_live_goes_on_until_it_is_interrupted(world: World, monkeypatch: pytest.
             raise KeyboardInterrupt
 
     monkeypatch.setattr(world.kernel, "netns_at", interrupt_the_third)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal
     done = top(world)
     assert (done.exit_code, len(looks)) == (0, 3)
     assert "rx Mbit/s" in done.stdout
