@@ -1,5 +1,6 @@
 """Orchestrator: `sriovctl doctor`: what is wrong on this node, why, and how to mend it."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from node_agent.doctor.checks import RULES, find_all
 from node_agent.doctor.gather import Node, gather
 from node_agent.doctor.rules import Finding, Severity
 from node_agent.terminal import FAILED, NOTICE, TROUBLE, fail, new_console, print_json
+from sriov_cni.spec import OWN_NAMES
 from vf_manager.errors import SriovError
 
 
@@ -46,6 +48,7 @@ def doctor_command(  # noqa: PLR0913 - each is an option
         kubelet_dir=kubelet_dir,
         conf_dir=cni_conf_dir or root / "etc/cni/net.d",
         bin_dir=cni_bin_dir or root / "opt/cni/bin",
+        shipped=Path(sys.prefix) / "libexec" / OWN_NAMES[0],
     )
     try:
         found = find_all(gather(node, kernel_of(context), time.monotonic(), probe=probe))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,20 @@ from typer.testing import CliRunner, Result
 from node_agent import cli
 from node_agent.cli_place import age_word
 from node_agent.config_file import ConfigFile
-from node_agent.status_file import AgentStatus, PoolState, StatusFile, read_status
+from node_agent.provisioning import Provisioning
+from node_agent.status_file import AgentStatus, PoolState, StatusFile, provisioned, read_status
 from tests.agent_node import CONFIG, PF0, Node, eventually, new_node, running
 from tests.cni_world import PF0 as WORLD_PF0
 from tests.cni_world import World, conf_of
 from tests.fake_kernel import FakeKernel
-from vf_manager.errors import CorruptRecord
-from vf_manager.model import IfName
+from vf_manager.apply import CreatedVfs
+from vf_manager.errors import CorruptRecord, NotFound
+from vf_manager.inventory import InventoryKeeper
+from vf_manager.locks import DeviceLocks
+from vf_manager.model import IfName, Inventory
+from vf_manager.provision import PfPolicy
+from vf_manager.provisioner import Provisioner
+from vf_manager.records import RecordStore
 
 
 def sriovctl(kernel: FakeKernel, run_dir: Path, command: str, *arguments: str) -> Result:
@@ -130,6 +138,34 @@ def test_what_waits_is_shown(node: Node) -> None:
     work = found["status"]["provisioning"]
     (refusal,) = work["pending"] + work["refused"]
     assert refusal["reason"] in done.stdout
+
+
+def test_why_nothing_can_be_provisioned_now_is_kept_until_it_can(node: Node) -> None:
+    wrong = [NotFound("the kubelet does not say who has which VF")]
+
+    def wanted(_: Inventory) -> tuple[tuple[PfPolicy, ...], tuple[str, ...]]:
+        if wrong:
+            raise wrong[0]
+        return (), ()
+
+    log, stop = structlog.get_logger(), threading.Event()
+    records = RecordStore(node.run_dir / "pfs", CreatedVfs)
+    provisioner = Provisioner(node.kernel, DeviceLocks(), records, log, holders=dict)
+    provisioning = Provisioning(wanted, InventoryKeeper(node.kernel, log), provisioner, log)
+    thread = threading.Thread(target=provisioning.watch, args=[stop])
+    thread.start()
+    provisioning.mark_dirty()
+    eventually(lambda: provisioning.trouble, "it is kept")
+    status = AgentStatus(pid=1, provisioning=provisioned(provisioning.last, (), provisioning.trouble))
+    StatusFile(node.run_dir / "status.json", lambda: status, log).write()
+    shown = sriovctl(node.kernel, node.run_dir, "status").stdout
+    assert "-   waits  the kubelet does not say who has which VF" in shown
+    wrong.clear()
+    provisioning.mark_dirty()
+    eventually(lambda: provisioning.trouble is None, "it is forgotten")
+    stop.set()
+    provisioning.mark_dirty()
+    thread.join()
 
 
 def test_without_an_agent(tmp_path: Path) -> None:

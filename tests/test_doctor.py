@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from node_agent import cli
 from node_agent.config import parse_config
 from node_agent.doctor import nics
-from node_agent.doctor.checks import RULES
+from node_agent.doctor.checks import RULES, find_all
 from node_agent.doctor.facts import Facts
+from node_agent.doctor.gather import Node, gather
 from node_agent.status_file import Provisioned
 from tests.cni_world import PF0
 from tests.doctor_node import CONFIG, DoctorNode
@@ -377,6 +378,25 @@ def test_a_service_that_was_told_otherwise(node: DoctorNode) -> None:
     node.write("etc/NetworkManager/conf.d/9-vfs.conf", "[keyfile]\nunmanaged-devices=driver:iavf\n")
     node.start_service("systemd-networkd")
     assert node.findings() == []
+
+
+def test_an_executable_that_is_not_the_shipped_one_is_of_another_release(node: DoctorNode) -> None:
+    """As in the image, which has a copy of its own."""
+    installed = node.root / "opt/cni/bin/sriov-underlay"
+    shipped = node.write("libexec/sriov-underlay", "another")
+    where = Node(
+        root=node.root,
+        config=node.config,
+        run_dir=node.run_dir,
+        kubelet_dir=node.root / "kubelet",
+        conf_dir=node.root / "etc/cni/net.d",
+        bin_dir=installed.parent,
+        shipped=shipped,
+    )
+    (found,) = find_all(gather(where, node.kernel, 0.0, probe=False))
+    assert (found.id, found.about) == ("executable-old", str(installed))
+    shipped.write_bytes(installed.read_bytes())
+    assert find_all(gather(where, node.kernel, 0.0, probe=False)) == []
 
 
 def test_totalvfs_0_is_off_too() -> None:

@@ -43,8 +43,8 @@ EXECUTABLE_BROKEN = Rule(
 EXECUTABLE_OLD = Rule(
     id="executable-old",
     severity=Severity.WARNING,
-    cause="{path} serves CNI {theirs}, and the agent {ours}: it is of another release",
-    cure="install the one of this release: `make install-cni`",
+    cause="{path} is not of this release: {why}",
+    cure="install the one of this release: `make install-cni`, or restart the agent's pod",
 )
 FALLBACK_UNREADABLE = Rule(
     id="fallback-unreadable",
@@ -104,8 +104,11 @@ def _executable(cni: CniFiles) -> Iterator[Finding]:
         case answer:
             theirs = [str(version) for version in answer.get("supportedVersions", ())]
             if theirs != list(SUPPORTED_VERSIONS):
-                words = {"theirs": ", ".join(theirs) or "nothing", "ours": ", ".join(SUPPORTED_VERSIONS)}
-                yield EXECUTABLE_OLD.finding(path, path=path, **words)
+                words = ", ".join(theirs) or "nothing"
+                why = f"it serves CNI {words}, and the agent {', '.join(SUPPORTED_VERSIONS)}"
+                yield EXECUTABLE_OLD.finding(path, path=path, why=why)
+            elif cni.is_shipped is False:
+                yield EXECUTABLE_OLD.finding(path, path=path, why="it is another than the agent came with")
 
 
 def _fallback_plugins(cni: CniFiles) -> Iterator[Finding]:

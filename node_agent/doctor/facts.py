@@ -22,7 +22,8 @@ class GroupMember(msgspec.Struct, frozen=True, kw_only=True):
 
 class CniFiles(msgspec.Struct, frozen=True, kw_only=True):
     """`configs`: plugin types by file name, in the order in which a runtime reads them. `version_answer`: of
-    the executable; None: there is none. `plugins`: the names of the executables."""
+    the executable; None: there is none. `is_shipped`: whether it is byte by byte the one that came with this
+    command; None: none did. `plugins`: the names of the executables."""
 
     conf_dir: str = ""
     bin_dir: str = ""
@@ -31,6 +32,7 @@ class CniFiles(msgspec.Struct, frozen=True, kw_only=True):
     configs: tuple[tuple[str, tuple[str, ...]], ...] = ()
     plugins: frozenset[str] = frozenset()
     version_answer: Mapping[str, Any] | str | None = None  # str: why there was none
+    is_shipped: bool | None = None
     fallback: str | None = None
     fallback_types: tuple[str, ...] = ()
     fallback_error: str | None = None

@@ -30,7 +30,8 @@ _OUR_RULES = "etc/udev/rules.d/80-sriov-vfs.rules"
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look. `root`: of the host's file system."""
+    """Where to look. `root`: of the host's file system. `shipped`: the executable of this release, where it
+    came with this command, as in the image."""
 
     root: Path
     config: Path
@@ -38,6 +39,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     kubelet_dir: Path
     conf_dir: Path
     bin_dir: Path
+    shipped: Path
 
 
 def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
@@ -139,6 +141,7 @@ def _cni_files(node: Node, config: AgentConfig | None) -> CniFiles:
         configs=tuple(_configs(node.conf_dir)),
         plugins=frozenset(f.name for f in node.bin_dir.iterdir()) if node.bin_dir.is_dir() else frozenset(),
         version_answer=_ask_version(node.bin_dir / OWN_NAMES[0]),
+        is_shipped=_is_same(node.bin_dir / OWN_NAMES[0], node.shipped),
         fallback=fallback,
         fallback_types=types,
         fallback_error=error,
@@ -185,6 +188,12 @@ def _ask_version(executable: Path) -> dict[str, object] | str | None:
     except (OSError, subprocess.SubprocessError, ValueError) as e:
         return str(e)
     return answer if isinstance(answer, dict) else "it is no JSON object"
+
+
+def _is_same(installed: Path, shipped: Path) -> bool | None:
+    if not (installed.exists() and shipped.exists()):
+        return None
+    return installed.read_bytes() == shipped.read_bytes()
 
 
 def _pod_link(attachment: Attachment, kernel: Kernel, probe: bool) -> PodLink | None:
