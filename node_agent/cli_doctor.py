@@ -22,7 +22,12 @@ from vf_manager.errors import SriovError
 
 def doctor_command(  # noqa: PLR0913 - each is an option
     context: typer.Context,
-    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The agent's config.")] = CONFIG,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help=f"The one that the agent reads, or {CONFIG}, if left out."
+        ),
+    ] = None,
     run_dir: RunDirOption = RUN_DIR,
     kubelet_dir: KubeletDirOption = KUBELET_DIR,
     root: Annotated[

@@ -42,8 +42,8 @@ class DoctorNode:
         self.kernel = self.world.kernel
         self.run_dir.chmod(0o700)
         self.not_ready: str | None = None
-        self.config = root / "etc/sriov-underlay/config.yaml"
-        self.write("etc/sriov-underlay/config.yaml", CONFIG)
+        self.config = self.write("etc/sriov-underlay/config.yaml", CONFIG)
+        self.names_config = True
         self.fallback = self.write_json("etc/cni/fallback.conflist", self.chain("bridge"))
         for socket in ("device-plugins", "pod-resources"):
             self.write(f"kubelet/{socket}/kubelet.sock", "")
@@ -126,7 +126,7 @@ class DoctorNode:
     def doctor(self, *arguments: str) -> Result:
         options = {
             "--root": self.root,
-            "--config": self.config,
+            **({"--config": self.config} if self.names_config else {}),
             "--run-dir": self.run_dir,
             "--kubelet-dir": self.root / "kubelet",
         }

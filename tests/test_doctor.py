@@ -399,6 +399,18 @@ def test_an_executable_that_is_not_the_shipped_one_is_of_another_release(node: D
     assert find_all(gather(where, node.kernel, 0.0, probe=False)) == []
 
 
+def test_the_config_is_the_one_that_the_agent_reads(node: DoctorNode) -> None:
+    """Also if that is of the established device plugin."""
+    established = {"resourceList": [{"resourceName": "fast", "selectors": {"pfNames": ["ens0"]}}]}
+    config = node.write_json("etc/pcidp/config.json", established)
+    node.names_config = False
+    node.tell(config=str(config))
+    assert node.findings() == []
+    config.write_text("{}")
+    (found,) = node.findings()
+    assert (found["id"], found["about"]) == ("config-invalid", str(config))
+
+
 def test_totalvfs_0_is_off_too() -> None:
     """A driver may say 0 (drivers/pci/iov.c pci_sriov_set_totalvfs)."""
     function = PciFunction(

@@ -10,8 +10,10 @@ import msgspec
 from node_agent.agent import ATTACHMENTS, POD_RESOURCES, SOCKET_NAME
 from node_agent.agent_socket import ask_agent
 from node_agent.config import AgentConfig, ConfigError, parse_config
+from node_agent.config_source import CONFIG
 from node_agent.doctor.facts import CniFiles, Facts, GroupMember, PodLink
 from node_agent.doctor.host_network import NETWORK_MANAGER, NETWORKD
+from node_agent.drop_in import parse_drop_in
 from node_agent.status_file import STALE_S, STATUS_FILE, AgentStatus, read_status
 from sriov_cni.attachment import Attachment
 from sriov_cni.chain_cache import read_conflist
@@ -30,11 +32,11 @@ _OUR_RULES = "etc/udev/rules.d/80-sriov-vfs.rules"
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look. `root`: of the host's file system. `shipped`: the executable of this release, where it
-    came with this command, as in the image."""
+    """Where to look. `root`: of the host's file system. `config` None: the one that the agent reads. `shipped`:
+    the executable of this release, where it came with this command, as in the image."""
 
     root: Path
-    config: Path
+    config: Path | None
     run_dir: Path
     kubelet_dir: Path
     conf_dir: Path
@@ -46,14 +48,15 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
     """`now_s`: by CLOCK_MONOTONIC. `probe`: ask the wire for each address of a pod. Raises SriovError where
     the kernel does not answer."""
     inventory = read_inventory(kernel)
-    config, config_error = _read_config(node.config)
     status, attachments, records_error = _read_records(node.run_dir, now_s)
+    config_path = node.config or Path(status.config if status and status.config else CONFIG)
+    config, config_error = _read_config(config_path)
     groups = {vf.iommu_group for vf in inventory.vfs() if vf.iommu_group is not None}
     return Facts(
         inventory=inventory,
         functions=tuple(kernel.read_functions()),
         config=config,
-        config_path=str(node.config),
+        config_path=str(config_path),
         config_error=config_error,
         has_iommu=_has_entries(node.root / "sys/kernel/iommu_groups"),
         groups={group: tuple(_group(node.root, group)) for group in groups},
@@ -74,8 +77,10 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
 
 
 def _read_config(path: Path) -> tuple[AgentConfig | None, str | None]:
+    """One with a name in .json is that of the established device plugin, as for `sriovctl validate`."""
+    parse = parse_drop_in if path.suffix == ".json" else parse_config
     try:
-        return parse_config(path.read_text()), None
+        return parse(path.read_text()), None
     except ConfigError as e:
         return None, str(e)
     except UnicodeDecodeError as e:
