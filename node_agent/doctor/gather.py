@@ -32,8 +32,8 @@ _OUR_RULES = "etc/udev/rules.d/80-sriov-vfs.rules"
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look. `root`: of the host's file system. `config` None: the one that the agent reads. `shipped`:
-    the executable of this release, where it came with this command, as in the image."""
+    """Where to look. `root`: of the host's file system. `config` None: the one that the agent reads.
+    `shipped`: the executable of this release, where it came with this command, as in the image."""
 
     root: Path
     config: Path | None
