@@ -29,6 +29,7 @@ from node_agent.node_summary import NodeSummary, render_summary
 from node_agent.pages import make_pages
 from node_agent.provisioning import Provisioning
 from node_agent.settings import Node, Settings, close_api, make_settings
+from node_agent.status_file import STATUS_FILE, AgentStatus, StatusFile, pool_states, provisioned
 from node_agent.supervisor import Supervisor
 from node_agent.vf_holders import vf_holders
 from node_agent.vf_traffic import VfTraffic
@@ -189,6 +190,7 @@ class Agent:
             )
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
             self._supervisor = Supervisor(log)
+            self._status_file = StatusFile(run_dir / STATUS_FILE, self._status, log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
             self._config_since = time.time()
             state = NodeState(
@@ -196,7 +198,7 @@ class Agent:
                 unhealthy=self._advertiser.unhealthy,
                 config=lambda: ConfigState(self._config_since, self.refusal),
                 why_unready=self._why_unready,
-                provisioning=lambda: self._provisioning.outcome,
+                provisioning=lambda: self._provisioning.last,
                 keeper=self._keeper,
                 attacher=self._attacher,
                 plugin=self._plugin,
@@ -265,6 +267,7 @@ class Agent:
         self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
         self._supervisor.start("events", lambda: self.events.watch(stop))
         self._supervisor.start("summary", lambda: self._summary.watch(stop))
+        self._supervisor.start("status", lambda: self._status_file.watch(stop))
 
     def _follow(self, file: ConfigFile) -> None:
         while not self._supervisor.stop.wait(file.look_s):
@@ -302,6 +305,16 @@ class Agent:
             if pool not in now.expected:
                 attached = [vf.pci for vf in vfs if vf.pci in held]
                 self._log.info("pool removed, its VFs stay as they are", pool=pool, attached=attached)
+
+    def _status(self) -> AgentStatus:
+        members, work = self._settings.pools.look().members, self._provisioning
+        return AgentStatus(
+            pid=os.getpid(),
+            config=str(self._config_file.path) if self._config_file else None,
+            config_refused=self.refusal,
+            pools=pool_states(members, self._advertiser.unhealthy(), self._plugin.registered()),
+            provisioning=provisioned(work.last, work.missing, work.trouble),
+        )
 
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""

@@ -1,30 +1,30 @@
 """Orchestrator: the `sriovctl` command."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from device_plugin.dra import device_attributes
 from node_agent.agent import ATTACHMENTS, RUN_DIR
+from node_agent.cli_attachments import attachments_command, gc_command
+from node_agent.cli_doctor import doctor_command
 from node_agent.cli_explain import explain_command
+from node_agent.cli_pfs import pfs_command
 from node_agent.cli_plan import add_commands
+from node_agent.cli_status import status_command
+from node_agent.cli_top import top_command
 from node_agent.cli_validate import validate_command
+from node_agent.terminal import FAILED, fail, new_console, new_table, print_json
 from sriov_cni.attachment import Attachment
 from vf_manager.discovery import read_inventory
 from vf_manager.errors import SriovError
 from vf_manager.kernel.linux import LinuxKernel
 from vf_manager.model import PciAddress, Pf, Vf
 
-_PIPE_WIDTH = 240
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Looks at the SR-IOV devices of this node."
-)
+app = typer.Typer(no_args_is_help=True, help="Looks at the SR-IOV devices of this node.")
 
 
 @app.callback()
@@ -43,15 +43,11 @@ def vfs(
         pfs, lone = inventory.pfs, inventory.lone
         owners = _owners(run_dir / ATTACHMENTS)
     except (SriovError, OSError) as e:
-        typer.echo(f"sriovctl: {e}", err=True)
-        raise typer.Exit(1) from e
+        fail(FAILED, str(e))
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(_document(pfs, lone, owners)), indent=2).decode())
+        print_json(_document(pfs, lone, owners))
         return
-    # ":cd:" in a MAC address is an emoji to rich; and only a terminal has an edge to cut a line at.
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not sys.stdout.isatty():
-        console.width = _PIPE_WIDTH
+    console = new_console()
     if not pfs:
         console.print("This node has no SR-IOV capable NIC: no PCI device here has sriov_totalvfs.")
         if not lone:
@@ -59,6 +55,12 @@ def vfs(
     console.print(_table(pfs, lone, owners))
 
 
+app.command("status")(status_command)
+app.command("pfs")(pfs_command)
+app.command("attachments")(attachments_command)
+app.command("top")(top_command)
+app.command("gc")(gc_command)
+app.command("doctor")(doctor_command)
 app.command("explain")(explain_command)
 app.command("validate")(validate_command)
 
@@ -97,21 +99,9 @@ def _with_dra(vf: Vf, pf: Pf | None) -> dict[str, Any]:
 
 
 def _table(pfs: tuple[Pf, ...], lone: tuple[Vf, ...], owners: dict[PciAddress, Attachment]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (
-        "device",
-        "pci",
-        "driver",
-        "name",
-        "mac",
-        "mtu",
-        "link",
-        "vlan",
-        "flags",
-        "numa",
-        "used by",
-    ):
-        table.add_column(title, no_wrap=True)
+    table = new_table(
+        "device", "pci", "driver", "name", "mac", "mtu", "link", "vlan", "flags", "numa", "used by"
+    )
     for pf in pfs:
         table.add_row(*_pf_row(pf), style="bold")
         for vf in pf.vfs:

@@ -11,7 +11,7 @@ from device_plugin.explain import Explanation, PfExplanation, Verdict, explain, 
 from device_plugin.pools import resource_of
 from node_agent.cli_config import ConfigOption, EstablishedOption, PrefixOption, read_or_fail, source_or_fail
 from node_agent.config import AgentConfig
-from node_agent.terminal import FAILED, fail, new_console, new_table
+from node_agent.terminal import FAILED, fail, new_console, new_table, print_json
 from vf_manager.discovery import read_lone, read_pfs
 from vf_manager.errors import NotFound, Refused, SriovError
 from vf_manager.kernel.api import Kernel
@@ -72,7 +72,7 @@ def _parse_address(address: str) -> PciAddress:
 
 def _show_one(found: Explanation | PfExplanation, as_json: bool) -> None:
     if as_json:
-        _print_json(msgspec.to_builtins(found) | {"reason": found.reason()})
+        print_json(msgspec.to_builtins(found) | {"reason": found.reason()})
         return
     console = new_console()
     console.print(f"{found.pci}  {found.place}", style="bold")
@@ -101,7 +101,7 @@ def _print_answers(console: Console, found: Explanation) -> None:
 
 def _show_all(found: tuple[Explanation, ...], config: AgentConfig, as_json: bool) -> None:
     if as_json:
-        _print_json({"devices": [msgspec.to_builtins(one) | {"reason": one.reason()} for one in found]})
+        print_json({"devices": [msgspec.to_builtins(one) | {"reason": one.reason()} for one in found]})
         return
     console = new_console()
     if not found:
@@ -115,7 +115,3 @@ def _show_all(found: tuple[Explanation, ...], config: AgentConfig, as_json: bool
         if not any(pool.name in one.pools for one in found):
             resource = resource_of(pool, config.resource_prefix)
             console.print(f"Pool {pool.name} has no device: {resource} is 0 on this node.")
-
-
-def _print_json(document: object) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 import structlog
 import typer
-from rich.console import Console
-from rich.table import Table
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.podresources import PodResources
@@ -25,6 +23,7 @@ from node_agent.provision_report import (
     report_of_plan,
     table_rows,
 )
+from node_agent.terminal import FAILED, NOTICE, TROUBLE, WRONG_INPUT, fail, new_console, new_table
 from node_agent.vf_holders import vf_holders
 from sriov_cni.attachment import Attachment
 from vf_manager.apply import CreatedVfs
@@ -36,9 +35,8 @@ from vf_manager.model import Inventory
 from vf_manager.provisioner import Provisioner, plan_now
 from vf_manager.records import RecordStore, read_records
 
-_FAILED, _WRONG, _CHANGES, _HELD_BACK = 1, 2, 3, 4  # exit codes; 0: everything is as wanted
+_CHANGES, _HELD_BACK = NOTICE, TROUBLE
 _POLL_S = 0.2
-_PIPE_WIDTH = 240
 
 _Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Pools and VFs of this node.")]
 _RunDir = Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Where the agent keeps its records.")]
@@ -91,7 +89,7 @@ def add_commands(app: typer.Typer, open_kernel: Callable[[], Kernel]) -> None:
                 typer.echo("sriov-agent runs already; it makes the VFs.")
                 return
             node.show(report, as_json)
-        raise typer.Exit(_FAILED if report.failed else _HELD_BACK if report.is_held_back else 0)
+        raise typer.Exit(FAILED if report.failed else _HELD_BACK if report.is_held_back else 0)
 
 
 @contextmanager
@@ -99,14 +97,9 @@ def _errors(config: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as e:
-        _fail(f"{config}: {e}", _WRONG)
+        fail(WRONG_INPUT, f"{config}: {e}")
     except (SriovError, OSError) as e:
-        _fail(str(e), _FAILED)
-
-
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"sriovctl: {message}", err=True)
-    raise typer.Exit(code)
+        fail(FAILED, str(e))
 
 
 class _Node:
@@ -171,7 +164,10 @@ class _Node:
         if not (report.steps or report.failed or report.is_held_back):
             typer.echo("Nothing to do: every PF that is here is as the config asks for.")
         if rows:
-            _console().print(_table(rows))
+            table = new_table("PF", "state", "what")
+            for row in rows:
+                table.add_row(*row)
+            new_console().print(table)
 
     def _wait_for_pfs(self, wait_s: float) -> None:
         """At boot drivers come up one by one, and udev gives names later still."""
@@ -190,24 +186,6 @@ def _read_config(path: Path) -> AgentConfig:
         return parse_config(path.read_text())
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(getattr(e, "strerror", None) or str(e)) from e
-
-
-def _console() -> Console:
-    """ ":cd:" in a MAC address is an emoji to rich; and only a terminal has an edge to cut a line at."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not sys.stdout.isatty():
-        console.width = _PIPE_WIDTH
-    return console
-
-
-def _table(rows: list[tuple[str, str, str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("PF", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _logger() -> FilteringBoundLogger:

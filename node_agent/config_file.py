@@ -20,7 +20,7 @@ class ConfigFile:
     def __init__(
         self, path: Path, parse: Callable[[str], AgentConfig] = parse_config, *, look_s: float = LOOK_S
     ) -> None:
-        self._path = path
+        self.path = path
         self._parse_text = parse
         self.look_s = look_s
         self._taken: str | ConfigError | None = None  # what the agent knows of
@@ -50,7 +50,7 @@ class ConfigFile:
 
     def _look(self) -> str | ConfigError:
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 content = file.read(_MAX_BYTES + 1)
             if len(content) > _MAX_BYTES:
                 return ConfigError(f"the file has more than {_MAX_BYTES} bytes")

@@ -34,17 +34,18 @@ class Provisioning:
         self._log = log
         self._on_outcome = on_outcome
         self._dirty = threading.Event()
-        self._told: frozenset[str] = frozenset()
-        self.outcome = Outcome()  # of the last time
+        self.last = Outcome()
+        self.missing: tuple[str, ...] = ()  # a line about each PF of the config that is not there
+        self.trouble: str | None = None  # why nothing can be done now
 
     def reconcile(self) -> Outcome:
         """By the inventory as it was seen last. Raises SriovError."""
         policies, missing = self._wanted(self._keeper.current)
         for line in missing:
-            if line not in self._told:
+            if line not in self.missing:
                 self._log.warning("nothing to provision", reason=line)
-        self._told = frozenset(missing)
-        outcome = self.outcome = self._provisioner.reconcile(policies, self._keeper.current)
+        self.missing = missing
+        outcome = self.last = self._provisioner.reconcile(policies, self._keeper.current)
         if outcome.applied or outcome.failed:
             self._keeper.refresh()
         self._on_outcome(outcome)
@@ -57,16 +58,16 @@ class Provisioning:
     def watch(self, stop: threading.Event) -> None:
         """Reconcile when marked dirty, and every few seconds while something is left to do. For a thread of
         its own; `mark_dirty` ends the wait after `stop` is set."""
-        settled, said = False, ""
+        settled = False
         while not stop.is_set():
             self._dirty.wait(None if settled else _AGAIN_S)
             self._dirty.clear()
             if stop.is_set():
                 return
             try:
-                settled = self.reconcile().is_settled
+                settled, self.trouble = self.reconcile().is_settled, None
             except SriovError as e:
                 settled = False
-                if str(e) != said:
+                if str(e) != self.trouble:
                     self._log.warning("provisioning is not possible now", error=str(e))
-                said = str(e)
+                self.trouble = str(e)

@@ -3,14 +3,18 @@
 import sys
 from typing import NoReturn
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
 _UNLIMITED = 10_000  # columns: only a terminal has an edge to fold a line at
 
+# Exit codes. 0: as it should be.
 FAILED = 1
 WRONG_INPUT = 2
+NOTICE = 3  # something to know of, or to be done
+TROUBLE = 4  # something is not as it should be, and somebody has to act
 
 
 def new_console() -> Console:
@@ -28,6 +32,10 @@ def new_table(*titles: str) -> Table:
         table.add_column(title, no_wrap=True)
     table.add_column(titles[-1], overflow="fold")
     return table
+
+
+def print_json(document: object) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def fail(code: int, *lines: str) -> NoReturn:

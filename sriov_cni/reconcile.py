@@ -15,8 +15,8 @@ from structlog.typing import FilteringBoundLogger
 from sriov_cni.attach import Attacher
 from sriov_cni.attachment import Attachment, State
 from sriov_cni.chain import FallbackChain
+from sriov_cni.lost import why_lost
 from sriov_cni.pod_vfs import Kubelet
-from vf_manager.discovery import host_link
 from vf_manager.errors import SriovError
 from vf_manager.model import Inventory
 from vf_manager.vf_attributes import difference
@@ -106,33 +106,7 @@ class Reconciler:
         return [r for r in found if now - self._since[f"{what} {r.key}"] >= self._grace_s]
 
     def _is_lost(self, record: Attachment) -> bool:
-        """Half-done; or the VF's interface came back to the host, or went with its device, or a userspace
-        driver has the VF and its pod is gone."""
-        if record.state is State.INTENT:
-            return True
-        pci = record.port.pci
-        if self._kernel.read_function(pci) is None:
-            return not self._sandbox_is_there(record)
-        if record.original.netdev is None:
-            return not self._sandbox_is_there(record) and not self._pod_has(record)
-        with self._kernel.links() as host:
-            return host_link(self._kernel, host, pci) is not None
-
-    def _sandbox_is_there(self, record: Attachment) -> bool:
-        handle = self._kernel.netns_at(record.sandbox.path)
-        if handle is None:
-            return False
-        try:
-            return handle.id == record.sandbox.id
-        finally:
-            handle.close()
-
-    def _pod_has(self, record: Attachment) -> bool:
-        """In doubt it has."""
-        if record.pod is None or not self._kubelet.is_there():
-            return record.pod is not None
-        devices = self._kubelet.devices_of(record.pod.namespace, record.pod.name)
-        return any(record.port.pci in ids for ids in devices.values())
+        return why_lost(record, self._kernel, self._kubelet) is not None
 
     def _tell_drift(self, records: list[Attachment]) -> None:
         """Each drift once, and its end."""

@@ -1,0 +1,49 @@
+"""Adapter: asks the agent by its CNI socket whether it answers, and whether an ADD could succeed now."""
+
+import json
+import socket
+from pathlib import Path
+
+import msgspec
+
+from sriov_cni import wire
+from sriov_cni.messages import CniRequest
+from sriov_cni.spec import NEWEST_VERSION, OWN_NAMES
+from vf_manager.errors import SriovError
+
+_ENV = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/opt/cni/bin"}
+_CONF = {"cniVersion": NEWEST_VERSION, "name": "sriovctl", "type": OWN_NAMES[0]}
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """`silent`: why nobody answered. `not_ready`: why an ADD could not succeed now."""
+
+    silent: str | None = None
+    not_ready: str | None = None
+
+
+def ask_agent(path: Path, timeout_s: float = 2.0) -> Answer:
+    """Never raises: that it is silent is an answer, too."""
+    try:
+        reply = wire.decode_reply(_exchange(path, timeout_s))
+        if reply.exit_code == 0:
+            return Answer()
+        return Answer(not_ready=str(json.loads(reply.stdout)["msg"]))
+    except FileNotFoundError:
+        return Answer(silent=f"{path} is not there")
+    except OSError as e:
+        return Answer(silent=f"{path}: {e.strerror or 'no answer in time'}")
+    except (SriovError, ValueError, KeyError) as e:
+        return Answer(silent=f"{path}: the answer is none of an agent of this release: {e}")
+
+
+def _exchange(path: Path, timeout_s: float) -> bytes:
+    frame = wire.encode_request(CniRequest(_ENV, json.dumps(_CONF).encode(), None))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        client.connect(str(path))
+        client.sendall(frame)
+        reply = b""
+        while part := client.recv(65536):
+            reply += part
+        return reply

@@ -1,0 +1,16 @@
+"""Pure: every check of `sriovctl doctor`."""
+
+from node_agent.doctor import attached, cni_files, host_network, nics, node, vfio
+from node_agent.doctor.facts import Facts
+from node_agent.doctor.rules import Finding, Rule, Severity
+
+_CONCERNS = (node, nics, vfio, host_network, cni_files, attached)
+_ORDER = list(Severity)
+
+RULES: tuple[Rule, ...] = tuple(rule for concern in _CONCERNS for rule in concern.RULES)
+
+
+def find_all(facts: Facts) -> list[Finding]:
+    """The worst first."""
+    found = [finding for concern in _CONCERNS for finding in concern.find(facts)]
+    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
