@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import Places
 from node_agent.agent import SOCKET_NAME, Agent, Roots
-from node_agent.config import parse_config
+from node_agent.config import AgentConfig, parse_config
 from node_agent.config_file import ConfigFile
 from sriov_cni import wire
 from sriov_cni.messages import CniReply, CniRequest
@@ -72,14 +72,27 @@ class Node:
         self.kubelet = StubKubelet(root / "kubelet")
         self.logged = structlog.testing.LogCapture()
 
-    def agent(self, config: str = CONFIG, config_file: ConfigFile | None = None) -> Agent:
+    @property
+    def log(self) -> FilteringBoundLogger:
         log: FilteringBoundLogger = structlog.wrap_logger(
             None, [self.logged], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
+        return log
+
+    def agent(self, config: str = CONFIG, config_file: ConfigFile | None = None) -> Agent:
+        return self.agent_of(parse_config(config), config_file)
+
+    def agent_of(
+        self,
+        config: AgentConfig,
+        config_file: ConfigFile | None = None,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> Agent:
         return Agent(
-            parse_config(config),
+            config,
             self.kernel,
-            log,
+            self.log,
             roots=Roots(
                 run_dir=self.run_dir,
                 kubelet_dir=self.root / "kubelet",
@@ -88,6 +101,7 @@ class Node:
             ),
             config_file=config_file,
             health=HealthKeeper(hold_s=0.05),
+            on_ready=on_ready,
         )
 
     def set_link(self, name: str, *, up: bool, carrier: bool | None = None) -> None:

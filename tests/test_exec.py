@@ -328,6 +328,14 @@ def test_the_first_directory_that_has_it_counts(tmp_path: Path) -> None:
     assert find_plugin("demo", directories) == third
 
 
+def test_it_is_looked_for_where_the_nodes_files_are(tmp_path: Path) -> None:
+    (tmp_path / "host/opt").mkdir(parents=True)
+    write_plugin(tmp_path / "host/opt/bin", "demo", "")
+    assert find_plugin("demo", ["/opt/bin"], tmp_path / "host") == Path("/opt/bin/demo")
+    with pytest.raises(PluginMissing, match="no CNI plugin 'demo' in /opt/bin;"):
+        find_plugin("demo", ["/opt/bin"], tmp_path)
+
+
 def test_a_missing_plugin_is_named_with_the_directories(tmp_path: Path) -> None:
     with pytest.raises(PluginMissing) as caught:
         find_plugin("demo", ["/opt/cni/bin", str(tmp_path)])
