@@ -15,7 +15,7 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-monitoring test-rig setup setup-rig shim proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
+.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-monitoring test-image test-rig setup setup-rig shim image manifests proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ bench: setup-rig ## how long ADD, DEL and looks take; BENCH="--only native --rou
 	@.ci/host-setup netns
 	$(SUDO) $(PYTHON) -m hw_tests.bench $(BENCH)
 
-test: lint test-unit test-fuzz test-netns test-monitoring test-rig ## every tier
+test: lint test-unit test-fuzz test-netns test-monitoring test-image test-rig ## every tier
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@.ci/step "ruff" $(VENV)/bin/ruff check .
@@ -36,7 +36,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	@.ci/step "import contracts" $(VENV)/bin/lint-imports --no-logo
 
 test-unit: setup ## what needs neither root nor a NIC
-	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns --ignore tests/fuzz --ignore tests/monitoring -q
+	@.ci/step "unit tests" $(PYTHON) -m pytest tests --ignore tests/netns --ignore tests/fuzz --ignore tests/monitoring --ignore tests/image -q
 
 test-fuzz: setup ## 90 s of input that is almost right, or FUZZ_SECONDS of it
 	@.ci/step "fuzzing" $(PYTHON) -m pytest tests/fuzz -q
@@ -48,6 +48,10 @@ test-netns: setup ## the running kernel's network namespaces, with veth pairs; n
 test-monitoring: setup ## the metrics, alert rules and dashboard, with a real Prometheus
 	@.ci/host-setup monitoring
 	@.ci/step "monitoring tests" $(PYTHON) -m pytest tests/monitoring -q
+
+test-image: setup ## the container image, built and run as the manifests say; needs root
+	@.ci/host-setup netns image
+	@.ci/step "image tests" $(SUDO) $(PYTHON) -m pytest tests/image -q
 
 test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
 	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 4500 -- \
@@ -77,6 +81,13 @@ $(SHIM): sriov_cni/shim/shim.c
 $(PAUSE): hw_tests/cri/pause.c
 	@mkdir -p build
 	@.ci/step "compile $@" $(CC) $(CFLAGS) -o $@ $<
+
+image: setup ## the container image, from this machine's package archive; says where it is and how large
+	@.ci/host-setup image
+	@.ci/step "container image" $(SUDO) $(PYTHON) -m hw_tests.rig.agent_image
+
+manifests: setup ## write manifests/install.yaml anew
+	$(PYTHON) -m hw_tests.kustomize
 
 PREFIX ?= /opt/sriov-underlay
 CNI_BIN ?= /opt/cni/bin
@@ -133,6 +144,7 @@ proto: setup ## generate the gRPC code from device_plugin/proto and hw_tests/cri
 docs-config: setup ## the tables of docs/configuration.md and manifests/config.schema.json, from the types
 	$(PYTHON) -m node_agent.config_reference
 
+BUILD_REQUIRES := hatchling
 requirements: setup ## pin the newest allowed versions of the dependencies, with hashes
 	$(VENV)/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --no-header \
 	    --python-version 3.11 pyproject.toml -o requirements.txt
@@ -140,6 +152,8 @@ requirements: setup ## pin the newest allowed versions of the dependencies, with
 	    --extra test -c requirements.txt pyproject.toml -o requirements-test.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
 	    --extra test --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	echo '$(BUILD_REQUIRES)' | $(VENV)/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate \
+	    --no-header --python-version 3.11 - -o requirements-build.txt
 
 clean: ## remove what was built; the rig's downloads in .cache stay
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -50,20 +50,23 @@ disabled_plugins = [
 @dataclass
 class Containerd:
     """`conflist`: the node's only network configuration. `agent`: the socket where the CNI executable finds
-    the node agent. `enter`: a command that runs containerd as its arguments. See `running_containerd`."""
+    the node agent. `enter`: a command that runs containerd as its arguments. `plugins`: what its folder of
+    CNI plugins has in the beginning. See `running_containerd`."""
 
     folder: Path
     conflist: str
     agent: Path
     enter: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = (EXECUTABLE, *REFERENCE_PLUGINS.glob("*"))
+    conflist_name: str = "00-pods.conflist"
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         for path in (self.folder / "bin", self.folder / "net.d"):
             path.mkdir(parents=True)
-        for plugin in (EXECUTABLE, *REFERENCE_PLUGINS.iterdir()):
+        for plugin in self.plugins:
             (self.folder / "bin" / plugin.name).symlink_to(plugin)
-        (self.folder / "net.d/00-pods.conflist").write_text(self.conflist)
+        (self.folder / "net.d" / self.conflist_name).write_text(self.conflist)
         config = _CONFIG.format(folder=self.folder, image=IMAGE)
         (self.folder / "config.toml").write_text(config)
         write_pause_image(self.folder / "pause.tar")
@@ -90,10 +93,12 @@ class Containerd:
         except TimeoutError as e:
             raise RuntimeError(f"{e}; its log ends:\n{self.log.read_text()[-4000:]}") from e
 
-    def import_image(self, cri: Cri) -> None:
+    def import_image(self, cri: Cri, archive: Path | None = None, name: str = IMAGE) -> None:
+        """That of the sandboxes, if no other is given."""
         words = ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import"]
-        subprocess.run([*words, "--snapshotter", "native", str(self.folder / "pause.tar")], check=True)
-        wait_until(lambda: cri.has_image(IMAGE), "image in containerd's list", _START_TIMEOUT_S)
+        archive = archive or self.folder / "pause.tar"
+        subprocess.run([*words, "--snapshotter", "native", str(archive)], check=True)
+        wait_until(lambda: cri.has_image(name), f"image {name} in containerd's list", _START_TIMEOUT_S)
 
     def stop(self) -> None:
         """As a service manager does: pods go on without it."""

@@ -5,7 +5,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
 from sriov_cni.chain_cache import ChainRecord
 from sriov_cni.environment import Command
+from sriov_cni.exec import PluginRunner
 from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.reconcile import Reconciler
@@ -64,12 +65,13 @@ _JOIN_S = 15.0
 
 
 class Roots(msgspec.Struct, frozen=True, kw_only=True):
-    """The folders of the host that the agent works in."""
+    """The folders of the host that the agent works in. `host_root`: where its own file system is seen."""
 
     run_dir: Path = RUN_DIR
     kubelet_dir: Path = KUBELET_DIR
     lease_dir: Path = DATA_DIR
     places: Places = PLACES
+    host_root: Path = Path("/")
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +99,12 @@ class Agent:
         config_file: ConfigFile | None = None,
         health: HealthKeeper | None = None,
         presence: Presence | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises SriovError: another agent runs, or a record cannot be read."""
+        """`on_ready`: called once CNI calls are served. Raises SriovError: another agent runs, or a record
+        cannot be read."""
         self._config_file = config_file
+        self._on_ready = on_ready
         self._log = log
         roots, presence = roots or Roots(), presence or Presence()
         run_dir = roots.run_dir
@@ -110,6 +115,7 @@ class Agent:
             locks = DeviceLocks()
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
+            plugins = PluginRunner(log, roots.host_root)
             self._attacher = Attacher(
                 kernel,
                 RecordStore(run_dir / ATTACHMENTS, Attachment),
@@ -118,6 +124,7 @@ class Agent:
                 log,
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 lease_dir=roots.lease_dir,
+                plugins=plugins,
             )
             self.events = EventPoster(lambda: self._settings.api, presence.node_name, log)
             self._recorder = EventRecorder(
@@ -144,7 +151,8 @@ class Agent:
                 self._on_provisioned,
             )
             self._provisioned = threading.Event()
-            self._chain = FallbackChain(None, RecordStore(run_dir / CHAIN, ChainRecord), log)
+            chained = RecordStore(run_dir / CHAIN, ChainRecord)
+            self._chain = FallbackChain(None, chained, log, plugins=plugins)
             self._node = Node(
                 keeper=self._keeper,
                 attacher=self._attacher,
@@ -231,6 +239,7 @@ class Agent:
             self._start_threads()
             members = self._settings.pools.look().members
             self._log.info("ready", pools={pool: len(vfs) for pool, vfs in members.items()})
+            self._on_ready()
             self._supervisor.stop.wait()
         finally:
             self._supervisor.stop.set()
@@ -254,6 +263,10 @@ class Agent:
     def stop(self) -> None:
         """From another thread."""
         self._supervisor.stop.set()
+
+    def take_back_lost(self) -> None:
+        """What the chain attached and nobody will send a DEL for; at other times `reconcile` looks."""
+        self._chain.recover()
 
     def _start_threads(self) -> None:
         stop = self._supervisor.stop

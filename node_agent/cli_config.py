@@ -7,7 +7,7 @@ import typer
 
 from device_plugin.established import ESTABLISHED_PREFIX
 from node_agent.config import AgentConfig, ConfigError
-from node_agent.config_source import CONFIG, ConfigSource, choose_source
+from node_agent.config_source import CONFIG, HOSTNAME, ConfigSource, choose_source
 from node_agent.terminal import WRONG_INPUT, fail
 from vf_manager.errors import InvalidInput
 
@@ -30,11 +30,20 @@ PrefixOption = Annotated[
         help=f"Of resources in that file that have none of their own; {ESTABLISHED_PREFIX} if left out.",
     ),
 ]
+# In the container of the agent the variable says it.
+NodeOption = Annotated[
+    str,
+    typer.Option(
+        "--node-name", metavar="NAME", envvar="NODE_NAME", help="What `nodes` of the config is matched with."
+    ),
+]
 
 
-def source_or_fail(config: Path | None, established: Path | None, prefix: str | None) -> ConfigSource:
+def source_or_fail(
+    config: Path | None, established: Path | None, prefix: str | None, node: str = HOSTNAME
+) -> ConfigSource:
     try:
-        return choose_source(config, established, prefix)
+        return choose_source(config, established, prefix, node)
     except InvalidInput as e:
         fail(WRONG_INPUT, str(e))
 

@@ -9,8 +9,16 @@ from rich.console import Console
 
 from device_plugin.explain import Explanation, PfExplanation, Verdict, explain, explain_pf
 from device_plugin.pools import resource_of
-from node_agent.cli_config import ConfigOption, EstablishedOption, PrefixOption, read_or_fail, source_or_fail
+from node_agent.cli_config import (
+    ConfigOption,
+    EstablishedOption,
+    NodeOption,
+    PrefixOption,
+    read_or_fail,
+    source_or_fail,
+)
 from node_agent.config import AgentConfig
+from node_agent.config_source import HOSTNAME
 from node_agent.terminal import FAILED, fail, new_console, new_table, print_json
 from vf_manager.discovery import read_lone, read_pfs
 from vf_manager.errors import NotFound, Refused, SriovError
@@ -30,9 +38,10 @@ def explain_command(
     config: ConfigOption = None,
     device_plugin_config: EstablishedOption = None,
     resource_prefix: PrefixOption = None,
+    node_name: NodeOption = HOSTNAME,
 ) -> None:
     """Say for a device in which pool it is, and what keeps it out of the others. Needs no agent."""
-    agent_config = read_or_fail(source_or_fail(config, device_plugin_config, resource_prefix))
+    agent_config = read_or_fail(source_or_fail(config, device_plugin_config, resource_prefix, node_name))
     try:
         kernel: Kernel = context.obj or LinuxKernel()
         inventory = Inventory(pfs=read_pfs(kernel), lone=read_lone(kernel))

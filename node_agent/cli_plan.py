@@ -14,8 +14,9 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.podresources import PodResources
 from node_agent.agent import ATTACHMENTS, KUBELET_DIR, PFS, POD_RESOURCES, RUN_DIR, lock_alone
-from node_agent.config import AgentConfig, ConfigError, parse_config, pf_policies
-from node_agent.config_source import CONFIG
+from node_agent.cli_config import NodeOption
+from node_agent.config import ConfigError, pf_policies
+from node_agent.config_source import CONFIG, HOSTNAME, ConfigSource
 from node_agent.provision_report import (
     Report,
     render_json,
@@ -61,12 +62,13 @@ def add_commands(app: typer.Typer, open_kernel: Callable[[], Kernel]) -> None:
         config: _Config = CONFIG,
         run_dir: _RunDir = RUN_DIR,
         kubelet_dir: _KubeletDir = KUBELET_DIR,
+        node_name: NodeOption = HOSTNAME,
         as_json: _Json = False,
     ) -> None:
         """Show what the config would change on this node's PFs and VFs, and what is held back and why.
         Changes nothing. Exit code 0: nothing to do, 3: changes, 4: something is held back."""
         with _errors(config):
-            node = _Node(config, open_kernel(), run_dir, kubelet_dir)
+            node = _Node(ConfigSource(config, node=node_name), open_kernel(), run_dir, kubelet_dir)
             report = node.plan()
             node.show(report, as_json)
         raise typer.Exit(_HELD_BACK if report.is_held_back else _CHANGES if report.steps else 0)
@@ -76,6 +78,7 @@ def add_commands(app: typer.Typer, open_kernel: Callable[[], Kernel]) -> None:
         config: _Config = CONFIG,
         run_dir: _RunDir = RUN_DIR,
         kubelet_dir: _KubeletDir = KUBELET_DIR,
+        node_name: NodeOption = HOSTNAME,
         as_json: _Json = False,
         once: _Once = False,
         wait: _Wait = 30.0,
@@ -83,7 +86,7 @@ def add_commands(app: typer.Typer, open_kernel: Callable[[], Kernel]) -> None:
         """Make this node's PFs and VFs what the config asks for, where no agent does. Exit code 0: everything
         is as wanted, 1: something failed, 4: something is held back."""
         with _errors(config):
-            node = _Node(config, open_kernel(), run_dir, kubelet_dir)
+            node = _Node(ConfigSource(config, node=node_name), open_kernel(), run_dir, kubelet_dir)
             report = node.apply(once, wait if once else 0.0)
             if report is None:
                 typer.echo("sriov-agent runs already; it makes the VFs.")
@@ -105,8 +108,8 @@ def _errors(config: Path) -> Iterator[None]:
 class _Node:
     """This node, and what the config asks of it. Raises ConfigError."""
 
-    def __init__(self, config: Path, kernel: Kernel, run_dir: Path, kubelet_dir: Path) -> None:
-        self._config = _read_config(config)
+    def __init__(self, config: ConfigSource, kernel: Kernel, run_dir: Path, kubelet_dir: Path) -> None:
+        self._config = config.read()
         self._kernel = kernel
         self._run_dir = run_dir
         self._kubelet = PodResources(kubelet_dir / POD_RESOURCES)
@@ -179,13 +182,6 @@ class _Node:
 
     def _look(self) -> Inventory:
         return Inventory(pfs=read_pfs(self._kernel))
-
-
-def _read_config(path: Path) -> AgentConfig:
-    try:
-        return parse_config(path.read_text())
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(getattr(e, "strerror", None) or str(e)) from e
 
 
 def _logger() -> FilteringBoundLogger:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from device_plugin.pools import Pool, envs_of, resource_of
 from device_plugin.selectors import Selector
-from node_agent.cli_config import EstablishedOption, PrefixOption, read_or_fail, source_or_fail
+from node_agent.cli_config import EstablishedOption, NodeOption, PrefixOption, read_or_fail, source_or_fail
 from node_agent.config import AgentConfig, PoolConfig
-from node_agent.config_source import CONFIG
+from node_agent.config_source import CONFIG, HOSTNAME
 from node_agent.terminal import new_console, new_table
 
 
@@ -26,11 +26,12 @@ def validate_command(
     ] = None,
     device_plugin_config: EstablishedOption = None,
     resource_prefix: PrefixOption = None,
+    node_name: NodeOption = HOSTNAME,
 ) -> None:
     """Tell everything that is wrong with a configuration file (exit code 2), or what it says (0)."""
     if device_plugin_config is None and file is not None and file.suffix == ".json":
         file, device_plugin_config = None, file
-    source = source_or_fail(file, device_plugin_config, resource_prefix)
+    source = source_or_fail(file, device_plugin_config, resource_prefix, node_name)
     config = read_or_fail(source)
     console = new_console()
     console.print(f"{source.path}: no mistakes")

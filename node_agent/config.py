@@ -11,6 +11,7 @@ from device_plugin.cdi import cdi_kind
 from device_plugin.pools import DEFAULT_PREFIX, Pool, pool_mistakes, resource_of
 from device_plugin.selectors import Selector, pf_rules
 from node_agent import vfs_config
+from node_agent.node_overrides import for_node, variants
 from node_agent.strict_yaml import YamlError, read_yaml
 from node_agent.vfs_config import PoolsDisagree, PoolVfs, VfsConfig, check_vfs
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
@@ -147,12 +148,39 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {pool.name: pool.limits for pool in self.pools if pool.limits}
 
 
-def parse_config(text: str) -> AgentConfig:
-    """Raises ConfigError. What has a wrong type or an unknown key hides what has a wrong value."""
+def parse_config(text: str, node: str = "") -> AgentConfig:
+    """`node`: whose config; "": that of a node which no entry of `nodes` matches. A mistake in any entry is
+    told on every node. Raises ConfigError."""
     try:
         raw = read_yaml(text)
+        if wrong := tuple(_document_mistakes(raw)):
+            raise ConfigError(*wrong)
+        return _parse_document(for_node(raw, node))
     except YamlError as e:
         raise ConfigError(f"not valid YAML: {e}") from e
+    except InvalidInput as e:
+        raise ConfigError(str(e)) from e
+
+
+def _document_mistakes(raw: Any) -> Iterator[str]:
+    """Of what all nodes have, then what each entry of `nodes` adds to them. Raises InvalidInput: an entry
+    cannot be merged."""
+    common = _mistakes_of(for_node(raw, ""))
+    yield from common
+    for key, variant in variants(raw):
+        yield from (f"{key}: {line}" for line in _mistakes_of(variant) if line not in common)
+
+
+def _mistakes_of(document: Any) -> tuple[str, ...]:
+    try:
+        _parse_document(document)
+    except ConfigError as e:
+        return e.mistakes
+    return ()
+
+
+def _parse_document(raw: Any) -> AgentConfig:
+    """What has a wrong type or an unknown key hides what has a wrong value."""
     if wrong := tuple(type_mistakes(raw, AgentConfig)):
         raise ConfigError(*wrong)
     config = msgspec.convert(raw, AgentConfig)

@@ -1,6 +1,7 @@
-"""Orchestrator: the `sriov-agent` command: options, logging, signals, exit code."""
+"""Orchestrator: the `sriov-agent` command: what its options ask for, logging, signals, exit code."""
 
 import argparse
+import functools
 import os
 import signal
 import socket
@@ -8,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 # gRPC's C core reads this once, when it is loaded; a kubelet that goes away is no error of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -16,15 +16,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin.allocator import PLACES, Places
-from device_plugin.established import ESTABLISHED_PREFIX
-from device_plugin.registration import Way
-from node_agent.agent import KUBELET_DIR, RUN_DIR, Agent, Presence, Roots
+from device_plugin.allocator import Places
+from node_agent.agent import Agent, Presence, Roots
 from node_agent.config import ConfigError
 from node_agent.config_file import ConfigFile
-from node_agent.config_source import CONFIG, ConfigSource, choose_source
-from node_agent.http_endpoint import parse_address
-from sriov_cni.ipam.engine import DATA_DIR
+from node_agent.install import Placement, check_conflist, put
+from node_agent.options import parse_options, presence_of, source_of
+from node_agent.uninstall import Uninstall
 from vf_manager.errors import InvalidInput, SriovError
 from vf_manager.kernel.api import Kernel
 from vf_manager.kernel.linux import LinuxKernel
@@ -32,9 +30,6 @@ from vf_manager.kernel.linux import LinuxKernel
 # Calls that come at once wait for each other's turn in Python, not for each other's work in the kernel: with
 # the usual 5 ms a thread whose answer is there sits by, and the kernel with it.
 _SWITCH_INTERVAL_S = 0.0005
-_AUTO = "auto"
-_OFF = "off"
-_LEVELS = ("debug", "info", "warning", "error")
 
 
 def run(kernel: Kernel | None = None) -> None:
@@ -49,36 +44,23 @@ def run(kernel: Kernel | None = None) -> None:
 
 def main(argv: list[str], kernel: Kernel | None = None) -> int:
     """`kernel`: the running one if not given."""
-    options = _parse(argv)
+    options = parse_options(argv)
     log = _logger(options.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        source = _source(**vars(options))
-        http = None if options.metrics_address == _OFF else parse_address(options.metrics_address)
+        source, presence = source_of(options), presence_of(options)
     except InvalidInput as e:
         print(f"sriov-agent: {e}", file=sys.stderr)
         return 2
-    config_file = ConfigFile(source.path, source.parse)
     try:
-        agent = Agent(
-            config_file.read(),
-            kernel or LinuxKernel(),
-            log,
-            roots=Roots(
-                run_dir=options.run_dir,
-                kubelet_dir=options.kubelet_dir,
-                lease_dir=options.lease_dir,
-                places=Places(cdi=options.cdi_dir, device_info=options.device_info_dir),
-            ),
-            config_file=config_file,
-            presence=Presence(
-                registration=None if options.registration == _AUTO else Way(options.registration),
-                node_name=options.node_name,
-                http=http,
-            ),
-        )
-        with stopped_by_signals(agent.stop):
-            failure = agent.run()
+        for placement in () if options.uninstall else options.install_when_ready:
+            check_conflist(placement)
+    except SriovError as e:
+        print(f"sriov-agent: --install-when-ready: {e}", file=sys.stderr)
+        return 2
+    kernel = kernel or LinuxKernel(proc_sys=options.host_root / "proc/sys")
+    try:
+        failure = _serve(options, ConfigFile(source.path, source.parse), presence, kernel, log)
     except ConfigError as e:  # of the file, or what only shows on the node: two pools that mean one PF
         print(f"sriov-agent: {source.path}: {e}", file=sys.stderr)
         return 2
@@ -89,14 +71,44 @@ def main(argv: list[str], kernel: Kernel | None = None) -> int:
     return 1 if failure else 0
 
 
-def _source(
-    config: Path | None = None,
-    device_plugin_config: Path | None = None,
-    resource_prefix: str | None = None,
-    **_: object,
-) -> ConfigSource:
-    """Of the options, those that are given. Raises InvalidInput."""
-    return choose_source(config, device_plugin_config, resource_prefix)
+def _serve(
+    options: argparse.Namespace,
+    config_file: ConfigFile,
+    presence: Presence,
+    kernel: Kernel,
+    log: FilteringBoundLogger,
+) -> str | None:
+    """Until a signal, or until it ends by itself: then the reason. Raises SriovError and OSError."""
+    config = config_file.read()
+    make = functools.partial(Agent, kernel=kernel, log=log, roots=_roots(options), presence=presence)
+
+    def install(placements: list[Placement]) -> None:
+        for placement in placements:
+            if put(placement):
+                log.info("installed", path=str(placement.target))
+
+    if options.uninstall:
+        runner: Agent | Uninstall = Uninstall(
+            config, make, options.install, options.install_when_ready, options.run_dir, log
+        )
+    else:
+        install(options.install)
+        when_ready = functools.partial(install, options.install_when_ready)
+        runner = make(config, config_file=config_file, on_ready=when_ready)
+    with stopped_by_signals(runner.stop):
+        return runner.run()
+
+
+def _roots(options: argparse.Namespace) -> Roots:
+    return Roots(
+        run_dir=options.run_dir,
+        kubelet_dir=options.kubelet_dir,
+        lease_dir=options.lease_dir,
+        places=Places(
+            dev=options.host_root / "dev", cdi=options.cdi_dir, device_info=options.device_info_dir
+        ),
+        host_root=options.host_root,
+    )
 
 
 @contextmanager
@@ -128,69 +140,6 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
                 signal.signal(number, before[number])
             ours.shutdown(socket.SHUT_WR)
             thread.join()
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="sriov-agent",
-        description="Gives Kubernetes pods virtual functions of this node's SR-IOV NICs.",
-        epilog="VF traffic bypasses the host's kube-proxy and NetworkPolicy enforcement.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help=f"pools and VFs of this node (default: {CONFIG})",
-    )
-    parser.add_argument(
-        "--device-plugin-config",
-        type=Path,
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="instead of --config: a config.json of the established SR-IOV device plugin (resourceList)",
-    )
-    parser.add_argument(
-        "--resource-prefix",
-        default=argparse.SUPPRESS,
-        metavar="DOMAIN",
-        help=f"of the resources in that file that have none of their own (default: {ESTABLISHED_PREFIX})",
-    )
-    parser.add_argument("--run-dir", type=Path, default=RUN_DIR, metavar="DIR", help="socket and records")
-    parser.add_argument(
-        "--kubelet-dir", type=Path, default=KUBELET_DIR, metavar="DIR", help="the kubelet's folder"
-    )
-    parser.add_argument(
-        "--lease-dir", type=Path, default=DATA_DIR, metavar="DIR", help="leases of host-local IPAM"
-    )
-    parser.add_argument(
-        "--cdi-dir",
-        type=Path,
-        default=PLACES.cdi,
-        metavar="DIR",
-        help="CDI specs",
-    )
-    parser.add_argument(
-        "--device-info-dir", type=Path, default=PLACES.device_info, metavar="DIR", help="what Multus reads"
-    )
-    parser.add_argument(
-        "--registration", choices=(_AUTO, *Way), default=_AUTO, help="how the kubelet is told of the pools"
-    )
-    parser.add_argument(
-        "--node-name",
-        default=os.environ.get("NODE_NAME") or socket.gethostname().lower(),
-        metavar="NAME",
-        help="as the API server knows this node; $NODE_NAME, or the host's name",
-    )
-    parser.add_argument(
-        "--metrics-address",
-        default=_OFF,
-        metavar="ADDRESS:PORT",
-        help="where to serve /healthz, /readyz and /metrics, by HTTP for whoever can reach it",
-    )
-    parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level that is logged")
-    return parser.parse_args(argv)
 
 
 def _logger(level: str) -> FilteringBoundLogger:

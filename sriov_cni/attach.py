@@ -42,7 +42,7 @@ _USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
 class Attacher:
     """All attachments of the node. Thread-safe; the records are the truth, `_owners` an index of them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that the attachments of a node are made with
         self,
         kernel: Kernel,
         records: RecordStore[Attachment],
@@ -52,6 +52,7 @@ class Attacher:
         *,
         boot_id: str,
         lease_dir: Path = DATA_DIR,
+        plugins: PluginRunner | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self.kernel = kernel
@@ -62,7 +63,7 @@ class Attacher:
         self._boot_id = boot_id
         self._lease_dir = lease_dir
         self._lease_owners = OwnerCache()
-        self._plugins = PluginRunner(log)
+        self._plugins = plugins or PluginRunner(log)
         self._checkpoint = checkpoint
         self._observe: StepObserver = unobserved
         self._exhausted: Counter[str] = Counter()
@@ -226,7 +227,7 @@ class Attacher:
                     return result
                 self._take_back(standing, netns_fd)
             self._refuse_owned(wanted.device, ground)
-            refuse_missing(wanted.ipam)
+            refuse_missing(wanted.ipam, self._plugins)
             record = self._intent(wanted, sandbox, ground)
             if ground.pod is not None and record.original.netdev is not None:
                 refuse_taken_name(ground.pod, wanted.ifname)

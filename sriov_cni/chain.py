@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -29,7 +30,7 @@ from sriov_cni.attachment import attachment_key
 from sriov_cni.chain_cache import ChainRecord
 from sriov_cni.chain_conflist import Conflist
 from sriov_cni.chain_result import RawResult, convert_result
-from sriov_cni.chain_run import ChainRun, Timeouts, refuse_missing
+from sriov_cni.chain_run import ChainRun, Timeouts
 from sriov_cni.environment import Environment
 from sriov_cni.exec import PluginRunner
 from sriov_cni.executor import Checkpoint, no_checkpoint
@@ -53,6 +54,7 @@ class FallbackChain:
         records: RecordStore[ChainRecord],
         log: FilteringBoundLogger,
         *,
+        plugins: PluginRunner | None = None,
         timeouts: Timeouts | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
@@ -60,7 +62,7 @@ class FallbackChain:
         self._records = records
         self._log = log
         self._checkpoint = checkpoint
-        self._run = ChainRun(PluginRunner(log), timeouts or Timeouts(), checkpoint)
+        self._run = ChainRun(plugins or PluginRunner(log), timeouts or Timeouts(), checkpoint)
         self._locks = _Locks()
 
     def with_list(self, conflist: Callable[[], Conflist] | None) -> Self:
@@ -88,7 +90,7 @@ class FallbackChain:
                 if self._stands(standing, wanted, netns_fd):
                     return convert_result(standing.result or {}, call.conf.cni_version)
                 self._take_back(standing, call.env, netns_fd, brief=True)
-            refuse_missing(wanted.conflist, call.env)
+            self._run.refuse_missing(wanted.conflist, call.env)
             return convert_result(self._attach(wanted, netns_fd), call.conf.cni_version)
 
     def delete(self, call: CniCall, netns_fd: int | None) -> bool:
@@ -143,15 +145,15 @@ class FallbackChain:
         self._run.status(conflist, conflist.version_for(call.conf.cni_version), call.env)
 
     def recover(self) -> None:
-        """Take back what an earlier process or call left half-done. What cannot be taken back yet stays on
-        record, for the runtime's DEL or the next time."""
+        """Take back what an earlier process or call left half-done, and what nobody will send a DEL for. What
+        cannot be taken back yet stays on record, for the runtime's DEL or the next time."""
         for key in self._records.list_keys():
             record = self._records.read(key)
-            if record is None or record.attached:
+            if record is None or not _is_lost(record):
                 continue
             with self._locks.one(key):  # a call may be about to finish it
                 record = self._records.read(key)
-                if record is not None and not record.attached:
+                if record is not None and _is_lost(record):
                     self._take_back_all([record], record.env)
 
     def _plan(self, call: CniCall, runtime_config: dict[str, Any], netns_fd: int | None) -> ChainRecord:
@@ -258,6 +260,14 @@ class _Locks:
 
 def _key(env: Environment) -> str:
     return attachment_key(env.container_id, str(env.ifname))
+
+
+def _is_lost(record: ChainRecord) -> bool:
+    """Half-done, or its namespace is gone: some runtimes send the DEL by the configuration that they have by
+    then, which may not be ours any more. In doubt it is there: where the folder of the namespaces cannot be
+    seen, or where there is a file, which in another mount namespace may be without the namespace."""
+    path = Path(record.env.netns)
+    return not record.attached or (path.is_absolute() and path.parent.is_dir() and not path.exists())
 
 
 def _holder(record: ChainRecord) -> tuple[str, str]:

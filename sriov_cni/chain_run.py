@@ -9,7 +9,7 @@ from sriov_cni.chain_cache import ChainRecord
 from sriov_cni.chain_conflist import Conflist, render_config
 from sriov_cni.chain_result import RawResult, parse_result, replace_sandbox
 from sriov_cni.environment import Command, Environment
-from sriov_cni.exec import PluginRunner, find_plugin, netns_path
+from sriov_cni.exec import PluginRunner, netns_path
 from sriov_cni.executor import Checkpoint
 from sriov_cni.ipam.delegate import render_valid_attachments
 from sriov_cni.spec import CheckFailed, NotReady, PluginGarbage, PluginMissing, is_at_least
@@ -98,13 +98,18 @@ class ChainRun:
     def status(self, conflist: Conflist, version: str, env: Environment) -> None:
         """Below 1.1.0 a plugin can only be there or not."""
         try:
-            refuse_missing(conflist, env)
+            self.refuse_missing(conflist, env)
         except PluginMissing as e:
             raise NotReady(str(e)) from e
         deadline = time.monotonic() + self._timeouts.other_s
         for plugin in conflist.plugins if is_at_least(version, "1.1.0") else ():
             stdin = render_config(conflist, plugin, version)
             self._plugins.ask_status(plugin["type"], env, stdin, version, deadline)
+
+    def refuse_missing(self, conflist: Conflist, env: Environment) -> None:
+        """Raises PluginMissing. To be asked before anything is begun: see `sriov_cni.ipam.delegate`."""
+        for plugin in conflist.types:
+            self._plugins.find(plugin, env.path)
 
     def _run(
         self,
@@ -123,12 +128,6 @@ class ChainRun:
             prev_result=prev_result,
         )
         self._plugins.run(str(plugin["type"]), command, env, stdin, deadline)
-
-
-def refuse_missing(conflist: Conflist, env: Environment) -> None:
-    """Raises PluginMissing. To be asked before anything is begun: see `sriov_cni.ipam.delegate`."""
-    for plugin in conflist.types:
-        find_plugin(plugin, env.path)
 
 
 def _plugin_env(record: ChainRecord, env: Environment, netns_fd: int | None) -> Environment:

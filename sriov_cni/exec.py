@@ -44,18 +44,23 @@ _VERSION = "VERSION"
 
 
 class PluginRunner:
-    """Thread-safe; nothing is kept between calls. Deadlines are instants of `time.monotonic()`."""
+    """Thread-safe; nothing is kept between calls. Deadlines are instants of `time.monotonic()`.
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
+    `root`: where the node's file system is seen. An agent in a container runs plugins in there, with the
+    files, tools and sysctls that a runtime would run them with. Paths of namespaces are the same in both.
+    """
+
+    def __init__(self, log: FilteringBoundLogger, root: Path = Path("/")) -> None:
         self._log = log
+        self._root = root
 
     def run(self, plugin: str, command: str, env: Environment, stdin: bytes, deadline: float) -> bytes:
         """What the plugin printed. `env` says everything but the command; its `netns` must be a path that the
         plugin can open. Raises PluginFailure, Busy and KernelError."""
-        path = find_plugin(plugin, env.path)
+        path = self.find(plugin, env.path)
         log = self._log.bind(plugin=str(path), command=command, container=env.container_id, ifname=env.ifname)
         time_s = deadline - time.monotonic()
-        process = _spawn(path, render_environment(command, env), deadline, log)
+        process = _spawn(self._command(path), render_environment(command, env), deadline, log)
         with _Exchange(process, stdin) as exchange:
             exit_code = exchange.wait(deadline)
         if exchange.stderr:
@@ -63,6 +68,13 @@ class PluginRunner:
         if exit_code == 0 and len(exchange.stdout) <= STDOUT_MAX:
             return bytes(exchange.stdout)
         raise _failure(plugin, f"plugin {plugin} ({command})", exit_code, exchange, time_s)
+
+    def find(self, plugin: str, directories: Sequence[str]) -> Path:
+        """Raises PluginMissing and InvalidInput."""
+        return find_plugin(plugin, directories, self._root)
+
+    def _command(self, path: Path) -> list[Path | str]:
+        return [path] if self._root == Path("/") else ["chroot", self._root, path]
 
     def run_for_result(
         self, plugin: str, command: str, env: Environment, stdin: bytes, deadline: float
@@ -109,13 +121,14 @@ class PluginRunner:
         return [str(version) for version in served]
 
 
-def find_plugin(plugin: str, directories: Sequence[str]) -> Path:
-    """The first regular file of this name that may be executed. Relative directories are not looked at: the
-    agent's working directory is not the runtime's."""
+def find_plugin(plugin: str, directories: Sequence[str], root: Path = Path("/")) -> Path:
+    """The first regular file of this name that may be executed, as it is called below `root`. Relative
+    directories are not looked at: the agent's working directory is not the runtime's."""
     parse_plugin_name(plugin, "type")
     for directory in directories:
         path = Path(directory) / plugin
-        if path.is_absolute() and path.is_file() and os.access(path, os.X_OK):
+        seen = root / path.relative_to("/") if path.is_absolute() else None
+        if seen is not None and seen.is_file() and os.access(seen, os.X_OK):
             return path
     where = ":".join(directories) or "CNI_PATH, which is empty"
     raise PluginMissing(f"no CNI plugin {plugin!r} in {where}; install it there, or correct the type")
@@ -154,7 +167,7 @@ def _is_namespace(target: str | int, wanted: NetnsId) -> bool:
 
 
 def _spawn(
-    path: Path, variables: dict[str, str], deadline: float, log: FilteringBoundLogger
+    command: list[Path | str], variables: dict[str, str], deadline: float, log: FilteringBoundLogger
 ) -> subprocess.Popen[bytes]:
     """ETXTBSY: the file is being written, or a process forked meanwhile by another thread still has it open
     for writing (golang/go#22315)."""
@@ -162,7 +175,7 @@ def _spawn(
     while True:
         try:
             return subprocess.Popen(
-                [path],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -173,9 +186,9 @@ def _spawn(
             )
         except OSError as e:
             if e.errno != errno.ETXTBSY:
-                raise KernelError(f"run {path}", e.errno or errno.EIO) from e
+                raise KernelError(f"run {command[-1]}", e.errno or errno.EIO) from e
             if time.monotonic() + pause_s > deadline:
-                raise Busy(f"run {path}: the file is open for writing; is it being installed?") from e
+                raise Busy(f"run {command[-1]}: the file is open for writing; is it being installed?") from e
         log.info("plugin is being written")
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 1.0)

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import Places
 from node_agent.agent import SOCKET_NAME, Agent, Presence, Roots
-from node_agent.config import parse_config
+from node_agent.config import AgentConfig, parse_config
 from node_agent.config_file import ConfigFile
 from node_agent.http_endpoint import Address
 from sriov_cni import wire
@@ -74,16 +74,29 @@ class Node:
         self.kubelet = StubKubelet(root / "kubelet")
         self.logged = structlog.testing.LogCapture()
 
-    def agent(self, config: str = CONFIG, config_file: ConfigFile | None = None) -> Agent:
+    @property
+    def log(self) -> FilteringBoundLogger:
         log: FilteringBoundLogger = structlog.wrap_logger(
             None,
             [structlog.contextvars.merge_contextvars, self.logged],
             wrapper_class=structlog.make_filtering_bound_logger(0),
         )
+        return log
+
+    def agent(self, config: str = CONFIG, config_file: ConfigFile | None = None) -> Agent:
+        return self.agent_of(parse_config(config), config_file)
+
+    def agent_of(
+        self,
+        config: AgentConfig,
+        config_file: ConfigFile | None = None,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> Agent:
         return Agent(
-            parse_config(config),
+            config,
             self.kernel,
-            log,
+            self.log,
             roots=Roots(
                 run_dir=self.run_dir,
                 kubelet_dir=self.root / "kubelet",
@@ -93,6 +106,7 @@ class Node:
             config_file=config_file,
             health=HealthKeeper(hold_s=0.05),
             presence=Presence(node_name="node-1", http=Address("127.0.0.1", 0)),
+            on_ready=on_ready,
         )
 
     def set_link(self, name: str, *, up: bool, carrier: bool | None = None) -> None:

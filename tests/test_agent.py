@@ -16,7 +16,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import structlog
 
 from node_agent.agent import SOCKET_NAME
 from node_agent.config import ConfigError
@@ -346,14 +345,6 @@ def test_a_corrupt_record_is_not_passed_over(node: Node) -> None:
 # -- the command
 
 
-@pytest.fixture
-def own_logging() -> Iterator[None]:
-    """`main` sets up the logging of its process."""
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -374,7 +365,6 @@ def test_a_wrong_config_is_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("own_logging")
 def test_a_config_that_is_not_there_is_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -845,6 +845,34 @@ def test_recovery_spares_what_stands_and_keeps_what_resists(node: Node) -> None:
     assert "chain one c1 eth0" in node.held()
 
 
+def test_what_nobody_will_send_a_del_for_is_taken_back(node: Node) -> None:
+    """A runtime whose configuration is another one by now sends the DEL by that."""
+    node.add()
+    node.calls()
+    node.netns.unlink()
+    node.restart()
+    node.chain.recover()
+    calls = node.calls()
+    assert [(call.command, call.plugin) for call in calls] == all_of("DEL", "three two one")
+    assert {call.netns for call in calls} == {""}
+    assert node.nothing_is_left()
+
+
+def test_a_namespace_that_cannot_be_seen_is_not_taken_for_gone(node: Node) -> None:
+    elsewhere = node.root / "run"
+    elsewhere.mkdir()
+    node.netns = node.netns.rename(elsewhere / "netns")
+    node.path = str(node.netns)
+    node.add()
+    node.netns.rename(node.root / "hidden")
+    (elsewhere / "netns").touch()  # what another mount namespace may show in its place
+    node.chain.recover()
+    (elsewhere / "netns").unlink()
+    elsewhere.rmdir()
+    node.chain.recover()
+    assert node.records.list_keys() == ["c1@eth0"]
+
+
 def test_a_del_waits_for_the_add_it_follows(node: Node) -> None:
     """A runtime gives up on an ADD and sends the DEL while the agent is still at it."""
     gate = node.bin / "gate"

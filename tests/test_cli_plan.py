@@ -144,6 +144,16 @@ def test_a_pf_that_is_not_here_is_told(sriovctl: Sriovctl) -> None:
     assert sriovctl.document("plan", 0)["missing"]
 
 
+def test_a_plan_is_for_the_node_that_is_named(sriovctl: Sriovctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or for that of the variable that the agent's container has."""
+    pool = "{name: a, select: {pfNames: [ens0]}, vfs: {count: 2, adopt: false}}"
+    sriovctl.write(f"{{pools: [], nodes: [{{match: {{node: gpu-1}}, pools: [{pool}]}}]}}")
+    assert sriovctl("plan", "--node-name", "web-1").exit_code == 0
+    assert sriovctl("plan", "--node-name", "gpu-1").exit_code == 3
+    monkeypatch.setenv("NODE_NAME", "gpu-1")
+    assert sriovctl("plan").exit_code == 3
+
+
 def test_what_is_held_back_is_exit_code_4_and_says_why(tmp_path: Path) -> None:
     """With the agent's records, and what the kernel shows."""
     world = World(tmp_path / "run")

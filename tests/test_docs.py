@@ -26,7 +26,7 @@ from vf_manager.model import parse_mac
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
-CNI = PROJECT / "docs" / "cni.md"
+CNI, INSTALL = PROJECT / "docs" / "cni.md", PROJECT / "docs" / "install.md"
 ENV = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "4fa1",
@@ -122,10 +122,13 @@ def check_pod(pod: dict[str, Any]) -> None:
     assert all(parse_choice(chosen).values())
 
 
-MANIFESTS = sorted(path for path in (PROJECT / "manifests").iterdir() if path.is_file())
+IN_A_CLUSTER = ("install.yaml", "uninstall.yaml")  # tests/test_manifests.py
+ON_A_NODE = [path for path in sorted((PROJECT / "manifests").iterdir()) if path.is_file()]
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in ON_A_NODE if path.name not in IN_A_CLUSTER], ids=lambda path: path.name
+)
 def test_manifests(path: Path) -> None:
     match path.suffix:
         case ".yaml":
@@ -172,7 +175,9 @@ def beyond(asked: str, limits: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), _CONFIG_ROW.findall(CNI.read_text()))
+@pytest.mark.parametrize(
+    ("text", "message"), [row for page in (CNI, INSTALL) for row in _CONFIG_ROW.findall(page.read_text())]
+)
 def test_errors_of_the_agents_config(text: str, message: str) -> None:
     assert mistake(text) == message
 

@@ -54,6 +54,9 @@ def check_sriovctl(words: list[str]) -> None:
     group = typer.main.get_command(cli.app)
     assert isinstance(group, TyperGroup)
     name = words[0]
+    if name.startswith("-"):
+        assert name in [option for parameter in group.params for option in parameter.opts], name
+        return
     assert name in group.commands, name
     known = {option for parameter in group.commands[name].params for option in parameter.opts}
     assert [word for word in words[1:] if word.startswith("-") and word not in known] == []

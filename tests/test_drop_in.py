@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 
 from device_plugin.allocator import Places
 from node_agent.agent import Agent, Roots
@@ -77,14 +76,6 @@ def test_its_resources_are_advertised_and_the_vfs_stay_as_they_are(folder: Path)
     assert sorted(rest) == [*vfs[PF0][3:], *vfs[PF1][:6]]
 
 
-@pytest.fixture
-def own_logging() -> Iterator[None]:
-    """`main` sets up the logging of its process."""
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -272,7 +272,6 @@ def test_one_that_is_being_installed_is_tried_again(plugin: Plugin) -> None:
         runner = PluginRunner(structlog.get_logger())
         assert runner.run("demo", "ADD", env_of(plugin.directory), b"{}", deadline) == b"{}\n"
     finally:
-        structlog.reset_defaults()
         writer.close()
     assert tries == 1
 
@@ -326,6 +325,14 @@ def test_the_first_directory_that_has_it_counts(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         assert not os.access(second, os.X_OK)  # root executes nothing that nobody may
     assert find_plugin("demo", directories) == third
+
+
+def test_it_is_looked_for_where_the_nodes_files_are(tmp_path: Path) -> None:
+    (tmp_path / "host/opt").mkdir(parents=True)
+    write_plugin(tmp_path / "host/opt/bin", "demo", "")
+    assert find_plugin("demo", ["/opt/bin"], tmp_path / "host") == Path("/opt/bin/demo")
+    with pytest.raises(PluginMissing, match="no CNI plugin 'demo' in /opt/bin;"):
+        find_plugin("demo", ["/opt/bin"], tmp_path)
 
 
 def test_a_missing_plugin_is_named_with_the_directories(tmp_path: Path) -> None:

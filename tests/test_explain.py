@@ -344,6 +344,17 @@ def test_an_established_config_is_told_as_it_is_understood(sriovctl: Sriovctl, o
     )
 
 
+def test_a_config_for_many_nodes_is_told_as_it_is_for_one(sriovctl: Sriovctl) -> None:
+    sriovctl.config.write_text(
+        "{pools: [], nodes: [{match: {node: 'gpu-*'}, pools: [{name: a, select: {pfNames: [ens0]}}]}]}"
+    )
+    validate = ("validate", str(sriovctl.config), "--node-name")
+    assert squeezed(sriovctl(*validate, "web-1").stdout)[1:] == ["no pools: nothing is advertised"]
+    assert squeezed(sriovctl(*validate, "gpu-1").stdout)[2].startswith("a sriov-underlay.io/a ")
+    here = sriovctl("explain", sriovctl.vf(0), "--config", str(sriovctl.config), "--node-name", "gpu-1")
+    assert squeezed(here.stdout)[-1] == "a sriov-underlay.io/a has it"
+
+
 def test_every_mistake_is_told(sriovctl: Sriovctl) -> None:
     sriovctl.config.write_text("pools: [{name: a, select: {pfNames: [x#]}}, {name: '-', select: {}}]")
     done = sriovctl("validate", str(sriovctl.config))

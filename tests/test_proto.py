@@ -114,6 +114,50 @@ def test_wire_format_of_a_pod_sandbox() -> None:
     )
 
 
+def test_wire_format_of_a_container() -> None:
+    context = cri_pb.LinuxContainerSecurityContext(
+        capabilities=cri_pb.Capability(add_capabilities=["A"], drop_capabilities=["D"]),
+        namespace_options=cri_pb.NamespaceOption(network=cri_pb.NODE, pid=cri_pb.CONTAINER, ipc=cri_pb.NODE),
+        selinux_options=cri_pb.SelinuxOption(type="t"),
+        run_as_user=cri_pb.Int64Value(value=1),
+        readonly_rootfs=True,
+        no_new_privs=True,
+        masked_paths=["m"],
+        readonly_paths=["r"],
+        seccomp=cri_pb.SecurityProfile(profile_type="Unconfined"),
+        apparmor=cri_pb.SecurityProfile(profile_type="Localhost", localhost_ref="l"),
+    )
+    assert context.SerializeToString() == (
+        b"\x0a\x06\x0a\x01A\x12\x01D\x1a\x06\x08\x02\x10\x01\x18\x02\x22\x03\x1a\x01t"
+        b"\x2a\x02\x08\x01\x38\x01\x58\x01\x6a\x01m\x72\x01r\x7a\x02\x08\x01"
+        b"\x82\x01\x05\x08\x02\x12\x01l"
+    )
+    config = cri_pb.ContainerConfig(
+        metadata=cri_pb.ContainerMetadata(name="n", attempt=1),
+        image=cri_pb.ImageSpec(image="i"),
+        command=["c"],
+        args=["a"],
+        envs=[cri_pb.KeyValue(key="k", value="v")],
+        mounts=[
+            cri_pb.Mount(
+                container_path="c",
+                host_path="h",
+                readonly=True,
+                propagation=cri_pb.PROPAGATION_HOST_TO_CONTAINER,
+            )
+        ],
+        log_path="l",
+        linux=cri_pb.LinuxContainerConfig(
+            resources=cri_pb.LinuxContainerResources(cpu_shares=1, memory_limit_in_bytes=2)
+        ),
+    )
+    assert config.SerializeToString() == (
+        b"\x0a\x05\x0a\x01n\x10\x01\x12\x03\x0a\x01i\x1a\x01c\x22\x01a"
+        b"\x32\x06\x0a\x01k\x12\x01v\x3a\x0a\x0a\x01c\x12\x01h\x18\x01\x28\x01"
+        b"\x5a\x01l\x7a\x06\x0a\x04\x18\x01\x20\x02"
+    )
+
+
 def test_method_names() -> None:
     names = {
         f"{service.full_name}/{method}"
@@ -133,6 +177,11 @@ def test_method_names() -> None:
         "v1.PodResourcesLister/List",
         "v1.PodResourcesLister/GetAllocatableResources",
         "v1.PodResourcesLister/Get",
+        "runtime.v1.RuntimeService/CreateContainer",
+        "runtime.v1.RuntimeService/StartContainer",
+        "runtime.v1.RuntimeService/StopContainer",
+        "runtime.v1.RuntimeService/ContainerStatus",
+        "runtime.v1.RuntimeService/ExecSync",
         "runtime.v1.RuntimeService/Version",
         "runtime.v1.RuntimeService/Status",
         "runtime.v1.RuntimeService/RunPodSandbox",

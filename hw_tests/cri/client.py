@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -77,6 +77,27 @@ class Cri:
         namespaces = info["runtimeSpec"]["linux"]["namespaces"]
         (path,) = [entry["path"] for entry in namespaces if entry["type"] == "network"]
         return Path(path)
+
+    def start_container(self, sandbox: str, of: pb.PodSandboxConfig, config: pb.ContainerConfig) -> str:
+        """The id of the new container."""
+        request = pb.CreateContainerRequest(pod_sandbox_id=sandbox, config=config, sandbox_config=of)
+        container = _ask(self.runtime.CreateContainer, request).container_id
+        _ask(self.runtime.StartContainer, pb.StartContainerRequest(container_id=container))
+        return container
+
+    def stop_container(self, container: str, grace_s: int) -> None:
+        """SIGTERM, and SIGKILL after the grace time."""
+        request = pb.StopContainerRequest(container_id=container, timeout=grace_s)
+        _ask(self.runtime.StopContainer, request)
+
+    def container_status(self, container: str) -> pb.ContainerStatus:
+        request = pb.ContainerStatusRequest(container_id=container)
+        return _ask(self.runtime.ContainerStatus, request).status
+
+    def execute(self, container: str, command: Sequence[str], timeout_s: int = 60) -> pb.ExecSyncResponse:
+        """A command in a container that runs."""
+        request = pb.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout_s)
+        return _ask(self.runtime.ExecSync, request)
 
     def _status(self, sandbox: str, *, verbose: bool) -> pb.PodSandboxStatusResponse:
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=verbose)

@@ -12,7 +12,7 @@ from hw_tests.rig.image import BaseImage, forget_old, magic_number_script, make_
 # From the one with everything the tests need to the one that is always there.
 _REQUIREMENTS = ("requirements-test.txt", "requirements.txt")
 # glibc 2.28 is older than that of any release the rig supports.
-_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 
 
 def ensure_environment_disk(base: BaseImage) -> Path:
@@ -40,17 +40,17 @@ def _build(disk: Path, requirements: Path, base: BaseImage) -> None:
     site.mkdir(parents=True)
     # --no-deps: the file is complete, and pip would resolve for the Python it runs on, not for the guest's.
     selection = ["--python-version", base.python_version, "--implementation", "cp", "--only-binary=:all:"]
-    for platform in _PLATFORMS:
+    for platform in PLATFORMS:
         selection += ["--platform", platform]
     options = ["--quiet", "--no-deps", "--no-compile", "--require-hashes", *selection]
-    run([*_pip(work), "install", *options, "--target", site, "-r", requirements])
+    run([*pip_command(work), "install", *options, "--target", site, "-r", requirements])
     compile_for_guest(site, base)
     make_disk(site, work / "disk", label="env")
     (work / "disk").rename(disk)
     shutil.rmtree(work)
 
 
-def _pip(work: Path) -> list[str]:
+def pip_command(work: Path) -> list[str]:
     """This Python's pip; the distribution's Python has none outside of a virtual environment."""
     here = [sys.executable, "-m", "pip"]
     if subprocess.run([*here, "--version"], capture_output=True, check=False).returncode == 0:

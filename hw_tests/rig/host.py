@@ -15,6 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 _PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86",
+    "buildah": "buildah",
     "debootstrap": "debootstrap",
     "mke2fs": "e2fsprogs",
     "depmod": "kmod",
@@ -81,7 +82,7 @@ def require(*programs: str) -> None:
         packages = ", ".join(sorted({_PACKAGE_OF.get(program, program) for program in missing}))
         raise RigError(
             f"not found: {', '.join(missing)} (package {packages}); "
-            "'.ci/host-setup rig' installs what the rig needs"
+            "'.ci/host-setup rig image' installs what the rig needs"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from sriov_cni.environment import Command, Environment
-from sriov_cni.exec import PluginRunner, find_plugin, netns_path
+from sriov_cni.exec import PluginRunner, netns_path
 from sriov_cni.fields import Fields
 from sriov_cni.ipam.config import (
     DelegateConf,
@@ -96,7 +96,7 @@ class Delegate:
             self._runner.ask_status(self._conf.kind, env, stdin, version, deadline)
             return
         try:
-            find_plugin(self._conf.kind, env.path)
+            self._runner.find(self._conf.kind, env.path)
         except PluginMissing as e:
             raise NotReady(str(e)) from e
 
@@ -111,13 +111,13 @@ class Delegate:
         return msgspec.structs.replace(self._conf.env, container_id=container_id, ifname=name)
 
 
-def refuse_missing(conf: IpamConf | None) -> None:
+def refuse_missing(conf: IpamConf | None, runner: PluginRunner) -> None:
     """Raises PluginMissing. To be asked before an attachment is begun: a plugin that is not there could not
     undo what it never did, and the attachment would stay half-done."""
     if not isinstance(conf, DelegateConf):
         return
     try:
-        find_plugin(conf.kind, conf.env.path)
+        runner.find(conf.kind, conf.env.path)
     except PluginMissing as e:
         hint = did_you_mean(conf.kind, _SERVED_HERE)
         raise PluginMissing(f"ipam.type: {e} ({hint or 'host-local and static need none'})") from e

@@ -12,7 +12,7 @@ from vf_manager.kernel.api import KernelEvents, Links, NetnsHandle, PciFunction
 from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters, set_eswitch_mode
 from vf_manager.kernel.events import listening
 from vf_manager.kernel.meter import Meter
-from vf_manager.kernel.netns import Netns, own, write_sysctls
+from vf_manager.kernel.netns import PROC_SYS, Netns, own, write_sysctls
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
@@ -20,9 +20,13 @@ from vf_manager.model import IfName, Mac, Netdev, PciAddress
 
 
 class LinuxKernel:
-    """See `Kernel` for what each method does. `meter` counts what is asked; give it to `sysfs`, too."""
+    """See `Kernel` for what each method does. `meter` counts what is asked; give it to `sysfs`, too.
+    `proc_sys`: a container's own /proc/sys is read-only."""
 
-    def __init__(self, sysfs: Sysfs | None = None, meter: Meter | None = None) -> None:
+    def __init__(
+        self, sysfs: Sysfs | None = None, meter: Meter | None = None, *, proc_sys: Path = PROC_SYS
+    ) -> None:
+        self._proc_sys = proc_sys
         self._meter = meter or Meter()
         self._sysfs = sysfs or Sysfs(meter=self._meter)
 
@@ -75,7 +79,7 @@ class LinuxKernel:
         return Rtnl(own(netns) if netns else None, self._meter)
 
     def write_sysctls(self, netns: NetnsHandle, values: Sequence[tuple[str, str]]) -> None:
-        own(netns).run(lambda: write_sysctls(values))
+        own(netns).run(lambda: write_sysctls(values, self._proc_sys))
 
     def announce(self, netns: NetnsHandle, netdev: Netdev, addresses: Sequence[str]) -> None:
         try:

@@ -19,6 +19,7 @@ from vf_manager.kernel.api import NetnsHandle, NetnsId
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
+PROC_SYS = Path("/proc/sys")
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,19 +93,20 @@ def own(handle: NetnsHandle) -> Netns:
     return handle
 
 
-def write_sysctls(values: Sequence[tuple[str, str]]) -> None:
-    """Write sysctls of the calling thread's namespace, e.g. `net/ipv4/conf/eth0/arp_notify`.
+def write_sysctls(values: Sequence[tuple[str, str]], proc_sys: Path = PROC_SYS) -> None:
+    """Write sysctls of the calling thread's namespace, e.g. `net/ipv4/conf/eth0/arp_notify`. Wherever
+    `proc_sys` is mounted, it has those of the thread that looks (fs/proc/proc_sysctl.c, sysctl_follow_link).
 
     One that this kernel does not have (ENOENT) is left alone: features come and go with versions.
     """
     for name, value in values:
-        _write_sysctl(name, value)
+        _write_sysctl(proc_sys / name, name, value)
 
 
-def _write_sysctl(name: str, value: str) -> None:
+def _write_sysctl(path: Path, name: str, value: str) -> None:
     operation = f"write {value!r} to sysctl {name}"
     try:
-        fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     except OSError as e:

@@ -69,6 +69,31 @@ class RuntimeServiceStub:
                 request_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ListPodSandboxRequest.SerializeToString,
                 response_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ListPodSandboxResponse.FromString,
                 _registered_method=True)
+        self.CreateContainer = channel.unary_unary(
+                '/runtime.v1.RuntimeService/CreateContainer',
+                request_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.CreateContainerRequest.SerializeToString,
+                response_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.CreateContainerResponse.FromString,
+                _registered_method=True)
+        self.StartContainer = channel.unary_unary(
+                '/runtime.v1.RuntimeService/StartContainer',
+                request_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StartContainerRequest.SerializeToString,
+                response_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StartContainerResponse.FromString,
+                _registered_method=True)
+        self.StopContainer = channel.unary_unary(
+                '/runtime.v1.RuntimeService/StopContainer',
+                request_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StopContainerRequest.SerializeToString,
+                response_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StopContainerResponse.FromString,
+                _registered_method=True)
+        self.ContainerStatus = channel.unary_unary(
+                '/runtime.v1.RuntimeService/ContainerStatus',
+                request_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ContainerStatusRequest.SerializeToString,
+                response_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ContainerStatusResponse.FromString,
+                _registered_method=True)
+        self.ExecSync = channel.unary_unary(
+                '/runtime.v1.RuntimeService/ExecSync',
+                request_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ExecSyncRequest.SerializeToString,
+                response_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ExecSyncResponse.FromString,
+                _registered_method=True)
 
 
 class RuntimeServiceServicer:
@@ -117,6 +142,36 @@ class RuntimeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateContainer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartContainer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopContainer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ContainerStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecSync(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RuntimeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -154,6 +209,31 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     servicer.ListPodSandbox,
                     request_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ListPodSandboxRequest.FromString,
                     response_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ListPodSandboxResponse.SerializeToString,
+            ),
+            'CreateContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateContainer,
+                    request_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.CreateContainerRequest.FromString,
+                    response_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.CreateContainerResponse.SerializeToString,
+            ),
+            'StartContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartContainer,
+                    request_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StartContainerRequest.FromString,
+                    response_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StartContainerResponse.SerializeToString,
+            ),
+            'StopContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopContainer,
+                    request_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StopContainerRequest.FromString,
+                    response_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StopContainerResponse.SerializeToString,
+            ),
+            'ContainerStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ContainerStatus,
+                    request_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ContainerStatusRequest.FromString,
+                    response_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ContainerStatusResponse.SerializeToString,
+            ),
+            'ExecSync': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExecSync,
+                    request_deserializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ExecSyncRequest.FromString,
+                    response_serializer=hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ExecSyncResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -345,6 +425,141 @@ class RuntimeService:
             '/runtime.v1.RuntimeService/ListPodSandbox',
             hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ListPodSandboxRequest.SerializeToString,
             hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ListPodSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/CreateContainer',
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.CreateContainerRequest.SerializeToString,
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.CreateContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/StartContainer',
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StartContainerRequest.SerializeToString,
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StartContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/StopContainer',
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StopContainerRequest.SerializeToString,
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.StopContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ContainerStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/ContainerStatus',
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ContainerStatusRequest.SerializeToString,
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ContainerStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecSync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/ExecSync',
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ExecSyncRequest.SerializeToString,
+            hw__tests_dot_cri_dot_api_dot_cri__runtime__v1__pb2.ExecSyncResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,6 +12,11 @@ class RuntimeServiceStub:
     RemovePodSandbox: grpc.UnaryUnaryMultiCallable[pb.RemovePodSandboxRequest, pb.RemovePodSandboxResponse]
     PodSandboxStatus: grpc.UnaryUnaryMultiCallable[pb.PodSandboxStatusRequest, pb.PodSandboxStatusResponse]
     ListPodSandbox: grpc.UnaryUnaryMultiCallable[pb.ListPodSandboxRequest, pb.ListPodSandboxResponse]
+    CreateContainer: grpc.UnaryUnaryMultiCallable[pb.CreateContainerRequest, pb.CreateContainerResponse]
+    StartContainer: grpc.UnaryUnaryMultiCallable[pb.StartContainerRequest, pb.StartContainerResponse]
+    StopContainer: grpc.UnaryUnaryMultiCallable[pb.StopContainerRequest, pb.StopContainerResponse]
+    ContainerStatus: grpc.UnaryUnaryMultiCallable[pb.ContainerStatusRequest, pb.ContainerStatusResponse]
+    ExecSync: grpc.UnaryUnaryMultiCallable[pb.ExecSyncRequest, pb.ExecSyncResponse]
     def __init__(self, channel: grpc.Channel) -> None: ...
 
 class RuntimeServiceServicer:
@@ -32,6 +37,19 @@ class RuntimeServiceServicer:
     def ListPodSandbox(
         self, request: pb.ListPodSandboxRequest, context: grpc.ServicerContext
     ) -> pb.ListPodSandboxResponse: ...
+    def CreateContainer(
+        self, request: pb.CreateContainerRequest, context: grpc.ServicerContext
+    ) -> pb.CreateContainerResponse: ...
+    def StartContainer(
+        self, request: pb.StartContainerRequest, context: grpc.ServicerContext
+    ) -> pb.StartContainerResponse: ...
+    def StopContainer(
+        self, request: pb.StopContainerRequest, context: grpc.ServicerContext
+    ) -> pb.StopContainerResponse: ...
+    def ContainerStatus(
+        self, request: pb.ContainerStatusRequest, context: grpc.ServicerContext
+    ) -> pb.ContainerStatusResponse: ...
+    def ExecSync(self, request: pb.ExecSyncRequest, context: grpc.ServicerContext) -> pb.ExecSyncResponse: ...
 
 class ImageServiceStub:
     ImageStatus: grpc.UnaryUnaryMultiCallable[pb.ImageStatusRequest, pb.ImageStatusResponse]

@@ -1,0 +1,148 @@
+"""Orchestrator: the way off a node. Only an agent can give VFs back, so one stays until no pod has any.
+
+At once no new pod comes to us: the network configuration is taken away, and the kubelet is offered nothing.
+Pods that run go on, and their DEL is served. With the last of them go the executable, the VFs that this agent
+made, and what it has below /run. Then the pod in which this runs may be deleted.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from node_agent.agent import ATTACHMENTS, CHAIN, Agent
+from node_agent.config import AgentConfig, PoolConfig
+from node_agent.install import Placement, take_away
+
+_POLL_S = 0.5
+
+
+class MakeAgent(Protocol):
+    def __call__(self, config: AgentConfig, *, on_ready: Callable[[], None]) -> Agent: ...
+
+
+class Uninstall:
+    """`run` until `stop`. It may be killed at any moment and begun anew.
+
+    `make_agent`: one that keeps the config it is given. `at_start`, `when_ready`: what an agent installs on
+    this node, and when.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        make_agent: MakeAgent,
+        at_start: Sequence[Placement],
+        when_ready: Sequence[Placement],
+        run_dir: Path,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._config = config
+        self._make_agent = make_agent
+        self._at_start = at_start
+        self._when_ready = when_ready
+        self._run_dir = run_dir
+        self._log = log
+        self._stop = threading.Event()
+        self._agent: Agent | None = None
+
+    def run(self) -> str | None:
+        """The reason if it ended by itself. Raises SriovError and OSError."""
+        self._take_away(self._when_ready)
+        failure = self._run_agents()
+        if failure is not None or self._stop.is_set():
+            return failure
+        self._take_away(self._at_start)
+        _empty(self._run_dir)
+        self._log.info("uninstalled")
+        self._stop.wait()
+        return None
+
+    def _run_agents(self) -> str | None:
+        """One that serves until nothing is held, then one that removes the VFs. Calls are answered meanwhile,
+        so there may be something to hold again."""
+        while not self._stop.is_set():
+            if held := self._held():
+                self._log.info("uninstalling when the last pod is gone", attachments=len(held))
+                failure = self._run_agent(without_pools(self._config), self._stop_agent_when_idle)
+            else:
+                failure = self._run_agent(without_vfs(self._config), self._stop_agent)
+            if failure is not None:
+                return failure
+            if not held and not self._held():
+                break
+        return None
+
+    def stop(self) -> None:
+        """From a signal handler's thread."""
+        self._stop.set()
+        self._stop_agent()
+
+    def _run_agent(self, config: AgentConfig, on_ready: Callable[[], None]) -> str | None:
+        self._agent = self._make_agent(config, on_ready=on_ready)
+        if self._stop.is_set():  # it was before there was an agent to stop
+            self._agent.stop()
+        return self._agent.run()
+
+    def _stop_agent(self) -> None:
+        if self._agent is not None:
+            self._agent.stop()
+
+    def _stop_agent_when_idle(self) -> None:
+        agent = self._agent
+        assert agent is not None
+
+        def watch() -> None:
+            while self._held() and not self._stop.wait(_POLL_S):
+                agent.take_back_lost()
+            agent.stop()
+
+        threading.Thread(target=watch, name="uninstall", daemon=True).start()
+
+    def _held(self) -> list[Path]:
+        """A record for each attachment that an agent has to undo."""
+        return [path for name in (ATTACHMENTS, CHAIN) for path in (self._run_dir / name).glob("[!.]*.json")]
+
+    def _take_away(self, placements: Sequence[Placement]) -> None:
+        for placement in placements:
+            if take_away(placement):
+                self._log.info("taken away", path=str(placement.target))
+
+
+def without_pools(config: AgentConfig) -> AgentConfig:
+    """Serves what there is, and offers nothing. Pods that come all the same get the fallback chain."""
+    return _only(config, ())
+
+
+def without_vfs(config: AgentConfig) -> AgentConfig:
+    """Removes the VFs that were made by this config."""
+    pools = tuple(_emptied(pool) for pool in config.pools if pool.vfs is not None)
+    return _only(config, pools)
+
+
+def _only(config: AgentConfig, pools: tuple[PoolConfig, ...]) -> AgentConfig:
+    """Its pools may come from elsewhere (`DropInConfig`), and the API server is for networks alone."""
+    return AgentConfig(
+        pools=pools,
+        resource_prefix=config.resource_prefix,
+        fallback=config.fallback,
+        repair_drift=config.repair_drift,
+    )
+
+
+def _emptied(pool: PoolConfig) -> PoolConfig:
+    assert pool.vfs is not None
+    return msgspec.structs.replace(pool, vfs=msgspec.structs.replace(pool.vfs, count=0))
+
+
+def _empty(folder: Path) -> None:
+    """The folder itself may be a mount."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
