@@ -327,7 +327,7 @@ pools:
     with pytest.raises(ConfigError, match=r"pools\[1\].vfs.count: 3 VFs are asked of ens1"):
         Running(node, config).ended()
     assert not (node.run_dir / SOCKET_NAME).exists()
-    assert open_fds() == fds
+    assert open_fds() <= fds  # gRPC may still be closing one of a test before
     with running(node):
         assert node.status() == (0, "")
 
