@@ -201,25 +201,28 @@ class Agent:
             self._status_file = StatusFile(run_dir / STATUS_FILE, self._status, log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
             self._config_since = time.time()
-            state = NodeState(
-                pools=lambda: self._settings.pools.look(),
-                unhealthy=self._advertiser.unhealthy,
-                config=lambda: ConfigState(self._config_since, self.refusal),
-                why_unready=self._why_unready,
-                provisioning=lambda: self._provisioning.last,
-                keeper=self._keeper,
-                attacher=self._attacher,
-                plugin=self._plugin,
-                allocator=allocator,
-                health=self.health,
-                reconciler=self._reconciler,
-                traffic=VfTraffic(kernel),
-            )
-            self._metrics = Metrics(CollectorRegistry(), state)
+            self._metrics = Metrics(CollectorRegistry(), self._node_state(kernel, allocator))
             self._attacher.observe_steps(self._metrics.observe_step)
             pages = make_pages(self._metrics, self._supervisor.why_unwell, self._why_unready)
             self.http = HttpEndpoint(presence.http, pages, log) if presence.http else None
             undo.pop_all()
+
+    def _node_state(self, kernel: Kernel, allocator: Allocator) -> NodeState:
+        """Where a scrape looks."""
+        return NodeState(
+            pools=lambda: self._settings.pools.look(),
+            unhealthy=self._advertiser.unhealthy,
+            config=lambda: ConfigState(self._config_since, self.refusal),
+            why_unready=self._why_unready,
+            provisioning=lambda: self._provisioning.last,
+            keeper=self._keeper,
+            attacher=self._attacher,
+            plugin=self._plugin,
+            allocator=allocator,
+            health=self.health,
+            reconciler=self._reconciler,
+            traffic=VfTraffic(kernel),
+        )
 
     def run(self) -> str | None:
         """Serve until told to stop; the reason if it ended by itself. CNI calls that come while VFs are
