@@ -1,0 +1,86 @@
+"""Pure: what services and policies mean for one node's pods, before it is said in any firewall's language."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from sriov_cni.in_pod.objects import Proto
+
+
+class Endpoint(msgspec.Struct, frozen=True, order=True):
+    address: str
+    port: int
+
+
+class Frontend(msgspec.Struct, frozen=True):
+    """What a pod may send to so that it is sent on: one address and port of a service."""
+
+    proto: Proto
+    address: str
+    port: int
+
+
+class Origin(StrEnum):
+    CLUSTER_IP = "ClusterIP"
+    EXTERNAL_IP = "external IP"
+    LOAD_BALANCER = "load balancer"
+    NODE_PORT = "node port"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a frontend leads. No endpoints: it is rejected. `why`: how they were chosen, where those are not
+    all that are ready (local ones, those of the zone, terminating ones), in words for people."""
+
+    service: str  # namespace/name
+    port_name: str = ""
+    origin: Origin = Origin.CLUSTER_IP
+    endpoints: tuple[Endpoint, ...] = ()  # sorted; of the frontend's own family
+    affinity_s: int | None = None
+    sources: tuple[str, ...] = ()  # loadBalancerSourceRanges: CIDRs that alone may send here; (): everybody
+    why: str = ""
+
+
+class ServiceTable(msgspec.Struct, frozen=True, kw_only=True):
+    """`addresses`: cluster IPs. A port of theirs that no frontend has is rejected, as kube-proxy does."""
+
+    targets: Mapping[Frontend, Target] = {}
+    addresses: frozenset[str] = frozenset()
+
+
+class IpRange(msgspec.Struct, frozen=True, order=True):
+    """First and last address, both included, of one family."""
+
+    first: str
+    last: str
+
+
+class PortRange(msgspec.Struct, frozen=True, order=True):
+    proto: Proto
+    low: int = 0
+    high: int = 65535
+
+
+class Peers(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a rule is about: pods by their addresses, ranges, and (egress with a named port) single ports of
+    single pods."""
+
+    addresses: frozenset[str] = frozenset()
+    ranges: tuple[IpRange, ...] = ()  # sorted, without overlap
+
+
+class Allow(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is let through: these peers on these ports. `peers` None: everybody; `ports` None: all
+    protocols, ICMP too. `sockets`: (address, protocol, port) besides, for egress by named ports."""
+
+    policy: str  # namespace/name
+    peers: Peers | None = None
+    ports: tuple[PortRange, ...] | None = None
+    sockets: frozenset[tuple[str, Proto, int]] = frozenset()
+
+
+class PodPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """None: this direction is not isolated, all is let through. (): nothing is."""
+
+    ingress: tuple[Allow, ...] | None = None
+    egress: tuple[Allow, ...] | None = None
