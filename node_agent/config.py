@@ -14,6 +14,7 @@ from node_agent import vfs_config
 from node_agent.node_overrides import for_node, variants
 from node_agent.strict_yaml import YamlError, read_yaml
 from node_agent.vfs_config import PoolsDisagree, PoolVfs, VfsConfig, check_vfs
+from sriov_cni.in_pod.options import IN_POD
 from sriov_cni.limits import Limits, check_limits, refuse_beyond, refuse_what_needs_a_pf
 from sriov_cni.network import Network, parse_networks
 from vf_manager.errors import InvalidInput, Refused, SriovError
@@ -227,6 +228,11 @@ def _vfs_mistakes(pool: PoolConfig, key: str) -> Iterator[SriovError]:
 def _network_mistakes(config: AgentConfig) -> Iterator[SriovError]:
     wrong = list(caught(config.pool_networks))
     yield from wrong or _asked_in_vain(config)
+    if not wrong and config.kubernetes is None:
+        for index, network in enumerate(config.pool_networks()):
+            if network.asked.in_pod is not None:
+                key = f"networks[{index}].{network.asked.in_pod.describe().split()[0]}"
+                yield InvalidInput(key, IN_POD, "the key kubernetes beside networks: the API server is asked")
 
 
 def _asked_in_vain(config: AgentConfig) -> Iterator[SriovError]:

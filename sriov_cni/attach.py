@@ -19,7 +19,7 @@ from sriov_cni.executor import (
     undo_steps,
     unobserved,
 )
-from sriov_cni.ground import Ground, open_ground, opened_sandbox, wait_until
+from sriov_cni.ground import Ground, Rules, open_ground, opened_sandbox, wait_until
 from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
@@ -53,6 +53,7 @@ class Attacher:
         boot_id: str,
         lease_dir: Path = DATA_DIR,
         plugins: PluginRunner | None = None,
+        rules: Rules | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self.kernel = kernel
@@ -64,6 +65,7 @@ class Attacher:
         self._lease_dir = lease_dir
         self._lease_owners = OwnerCache()
         self._plugins = plugins or PluginRunner(log)
+        self._rules = rules
         self._checkpoint = checkpoint
         self._observe: StepObserver = unobserved
         self._exhausted: Counter[str] = Counter()
@@ -220,7 +222,7 @@ class Attacher:
 
     def _add(self, wanted: Wanted, netns_fd: int, sandbox: NetnsHandle) -> Result:
         ipam = self._ipam(reachable(wanted.ipam, netns_fd, sandbox.id), wanted.network)
-        with open_ground(self.kernel, sandbox, ipam) as ground:
+        with open_ground(self.kernel, sandbox, ipam, self._rules) as ground:
             standing = self._records.read(wanted.key)
             if standing is not None:
                 if (result := _replayed(standing, wanted.device, sandbox, ground)) is not None:
@@ -261,7 +263,7 @@ class Attacher:
         ipam = self._ipam_of(record, netns_fd)
         with (
             opened_sandbox(self.kernel, netns_fd, record.sandbox) as sandbox,
-            open_ground(self.kernel, sandbox, ipam) as ground,
+            open_ground(self.kernel, sandbox, ipam, self._rules) as ground,
         ):
             failures = undo_steps(plan_steps(record), ground, log, self._checkpoint, self._observe)
         if failures:
@@ -303,6 +305,11 @@ class Attacher:
             raise NotFound(
                 f"deviceID: VF {now.pci} (driver {now.driver or 'none'}) has no network interface on the"
                 " host; is it in another network namespace, or its driver not loaded?"
+            )
+        if now.netdev is None and (in_pod := wanted.asked.in_pod) is not None:
+            raise Refused(
+                f"{in_pod.describe()}: in-pod: VF {now.pci} (driver {now.driver}) has no network interface,"
+                " and what its application sends passes no firewall of the kernel; leave it out for this pool"
             )
         if now.netdev is None and now.pf_pci is None and wanted.asked.mac is not None:
             raise Refused(

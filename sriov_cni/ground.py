@@ -4,14 +4,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sriov_cni.attachment import Sandbox
+from sriov_cni.in_pod.options import Ruled
 from sriov_cni.ipam.config import IpamResult
 from sriov_cni.ipam.engine import Ipam
 from vf_manager.discovery import find_link, host_link
 from vf_manager.errors import KernelError, NotFound
 from vf_manager.kernel.api import Kernel, Links, NetnsHandle
-from vf_manager.model import Netdev, PciAddress
+from vf_manager.model import IfName, Netdev, PciAddress
+
+
+class Rules(Protocol):
+    """Services and policies inside of pods."""
+
+    def put(self, netns: NetnsHandle, sandbox: Sandbox, ruled: Ruled) -> None:
+        """In force on return. Raises SriovError."""
+
+    def remove(self, netns: NetnsHandle | None, sandbox: Sandbox, ifname: IfName) -> None:
+        """Nothing that is not there is an error."""
 
 
 @dataclass
@@ -25,6 +37,7 @@ class Ground:
     pod: Links | None = None
     ipam: Ipam | None = None
     addresses: IpamResult = field(default_factory=IpamResult)
+    rules: Rules | None = None
     # Where the VF was seen last: by its index one link is read, instead of all or of its way through sysfs.
     _index_in_host: int = 0
     _index_in_pod: int = 0
@@ -55,7 +68,9 @@ def _still_there(links: Links, ifindex: int, pci: PciAddress) -> Netdev | None:
 
 
 @contextmanager
-def open_ground(kernel: Kernel, sandbox: NetnsHandle | None, ipam: Ipam | None) -> Iterator[Ground]:
+def open_ground(
+    kernel: Kernel, sandbox: NetnsHandle | None, ipam: Ipam | None, rules: Rules | None = None
+) -> Iterator[Ground]:
     """Open netlink sockets on both sides. A namespace of the pod that cannot be entered counts as gone."""
     with ExitStack() as stack:
         host = stack.enter_context(kernel.links())
@@ -67,7 +82,7 @@ def open_ground(kernel: Kernel, sandbox: NetnsHandle | None, ipam: Ipam | None) 
                 pod = stack.enter_context(kernel.links(sandbox))
             except KernelError:
                 sandbox = None
-        yield Ground(kernel, host, host_netns, sandbox, pod, ipam)
+        yield Ground(kernel, host, host_netns, sandbox, pod, ipam, rules=rules)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from sriov_cni.in_pod.options import Unsynced
 from vf_manager.meaning import meaning
 from vf_manager.model import LinkState, VlanProto
 
@@ -51,6 +52,27 @@ class NetworkKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     allmulti: Annotated[_Switch | None, meaning("of the interface in the pod; many drivers want `trust`")] = (
         None
     )
+    services: Annotated[
+        Literal["in-pod"] | None,
+        meaning(
+            "translate Services in the pod's own network namespace. Left out: they do not work by this VF"
+        ),
+    ] = None
+    policy: Annotated[
+        Literal["in-pod"] | None,
+        meaning("enforce NetworkPolicy in the pod's own network namespace. Left out: none is, on this VF"),
+    ] = None
+    sync_timeout: Annotated[
+        int | None,
+        meaning("seconds that a pod waits while the cluster is not known; 5 if left out", low=0, high=30),
+    ] = msgspec.field(default=None, name="syncTimeout")
+    unsynced: Annotated[
+        Unsynced | None,
+        meaning(
+            "what comes after that wait: `fail` (if left out; the runtime tries again), `start` with what was"
+            " known last (of `policy`, if that is nothing: nothing is let through), `open` (then: everything)"
+        ),
+    ] = None
     ipam: Annotated[
         dict[str, Any] | None,
         meaning("addresses and routes: of `type` `host-local` or that of any plugin. Left out: no address"),

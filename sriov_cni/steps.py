@@ -17,6 +17,7 @@ import msgspec
 from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.device_info import remove_device_info, write_device_info
 from sriov_cni.ground import Ground, wait_until
+from sriov_cni.in_pod.step import WriteRules, ruled_of
 from sriov_cni.routes import plan_routes
 from vf_manager.errors import Busy, KernelError, NotFound, Refused
 from vf_manager.kernel.api import LinkChange, Links, RuleSpec
@@ -325,6 +326,8 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     if netdev.altnames:
         steps.append(HideAltnames(pci, netdev.altnames))
     steps.append(MoveToPod(pci, netdev, attachment.ifname))
+    if (ruled := ruled_of(attachment)) is not None:
+        steps.append(WriteRules(attachment.sandbox, ruled))
     steps.append(SetUpInPod(pci, attachment.ifname, asked))
     if asked.table is not None:
         steps.append(AddRules(asked.table))

@@ -2,10 +2,11 @@
 
 from sriov_cni.attachment import Asked
 from sriov_cni.fields import Fields
+from sriov_cni.in_pod.options import IN_POD_KEYS, parse_in_pod
 from vf_manager.errors import InvalidInput
 from vf_manager.model import LinkState, Mac, VfChange, VlanProto
 
-VF_KEYS = frozenset(
+VF_KEYS = IN_POD_KEYS | frozenset(
     {
         *("vlan", "vlanQoS", "vlanProto", "spoofchk", "trust", "link_state", "min_tx_rate", "max_tx_rate"),
         *("mtu", "promisc", "allmulti"),
@@ -23,6 +24,7 @@ def parse_vf_options(top: Fields, mac: Mac | None = None) -> Asked:
         promisc=top.switch("promisc"),
         allmulti=top.switch("allmulti"),
         probe=_parse_probe(top),
+        in_pod=parse_in_pod(top),
     )
 
 

@@ -1,0 +1,38 @@
+"""Orchestrator: the step of an attachment that puts rules into the pod."""
+
+import msgspec
+
+from sriov_cni.attachment import Attachment, Sandbox
+from sriov_cni.ground import Ground
+from sriov_cni.in_pod.options import Ruled
+from vf_manager.errors import NotFound, Refused
+
+
+class WriteRules(msgspec.Struct, frozen=True):
+    """Before the interface is up: there is no moment in which it is open. Rules go by its name."""
+
+    sandbox: Sandbox
+    ruled: Ruled
+
+    def describe(self) -> str:
+        return f"put rules for {self.ruled.options.describe()} of {self.ruled.ifname} into the pod"
+
+    def apply(self, ground: Ground) -> None:
+        if ground.pod_netns is None:
+            raise NotFound("the pod's network namespace is gone")
+        if ground.rules is None:
+            raise Refused(f"{self.ruled.options.describe()}: in-pod: the agent's config has no `kubernetes`")
+        ground.rules.put(ground.pod_netns, self.sandbox, self.ruled)
+
+    def undo(self, ground: Ground) -> None:
+        if ground.rules is not None:
+            ground.rules.remove(ground.pod_netns, self.sandbox, self.ruled.ifname)
+
+
+def ruled_of(record: Attachment) -> Ruled | None:
+    """The interface of an attachment as the rules see it; None: it asks for none."""
+    if record.asked.in_pod is None or record.original.netdev is None:
+        return None
+    pod = f"{record.pod.namespace}/{record.pod.name}" if record.pod else ""
+    uid = record.pod.uid if record.pod else ""
+    return Ruled(ifname=record.ifname, pod=pod, uid=uid, options=record.asked.in_pod)
