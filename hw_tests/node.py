@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,11 +45,15 @@ def render_config(nics: tuple[Nic, ...]) -> str:
 @dataclass
 class Node:
     """`folder` holds everything that the agent, the kubelet and the leases keep on disk. `start` the agent,
-    `kill` it, `start` it again; `stop` is what a service manager would do."""
+    `kill` it, `start` it again; `stop` is what a service manager would do. `module`, `options`, `env`: which
+    program it is, and what it is told besides."""
 
     folder: Path
     nics: tuple[Nic, ...]
     plugin_dirs: tuple[str, ...] = ()
+    module: str = "node_agent.main"
+    options: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
     kubelet: StubKubelet = field(init=False)
     ready_s: float = field(init=False, default=0.0)
     _registered_before: int = field(init=False, default=0)
@@ -95,7 +100,9 @@ class Node:
         began = time.monotonic()
         self._registered_before = len(self.kubelet.registrations())
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command(), cwd=PROJECT, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command(), cwd=PROJECT, stdout=log, stderr=log, env=os.environ | self.env
+            )
         self._wait_ready(began + READY_TIMEOUT_S)
         self.ready_s = time.monotonic() - began
 
@@ -158,8 +165,8 @@ class Node:
             "--device-info-dir",
             self.run_dir.parent / "device-info",
         ]
-        options = ["--config", self.config, *folders, "--log-level", "debug"]
-        return [sys.executable, "-m", "node_agent.main", *(str(option) for option in options)]
+        options = ["--config", self.config, *folders, "--log-level", "debug", *self.options]
+        return [sys.executable, "-m", self.module, *(str(option) for option in options)]
 
     def _wait_ready(self, deadline: float) -> None:
         assert self._process is not None

@@ -5,7 +5,7 @@ one. Everything else (links, namespaces, addresses, routes) is the running kerne
 production uses. A veth is known by its MAC, wherever it is.
 """
 
-import os
+import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,8 +18,6 @@ from vf_manager.kernel.netns import Netns, own
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
 from vf_manager.model import Mac, PciAddress
-
-_NET = "/sys/class/net"
 
 
 class Veth(msgspec.Struct, frozen=True):
@@ -70,5 +68,10 @@ def make_tree(root: Path, pfs: dict[str, str], veths: dict[str, tuple[Veth, ...]
 
 
 def _names_of(veth: Veth) -> tuple[str, ...]:
-    """Its own name if it is on the host: a look that is as cheap as the one into sysfs."""
-    return (veth.name,) if os.path.exists(f"{_NET}/{veth.name}") else ()  # noqa: PTH110
+    """Its own name if it is on the host: a look that is as cheap as the one into sysfs, which may be that of
+    another namespace."""
+    try:
+        socket.if_nametoindex(veth.name)
+    except OSError:
+        return ()
+    return (veth.name,)
