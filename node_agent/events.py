@@ -14,6 +14,7 @@ import msgspec
 
 from sriov_cni.attachment import Attachment
 from sriov_cni.environment import Pod
+from sriov_cni.in_pod.options import Ruled, Unsynced
 from vf_manager.health import HealthReason
 from vf_manager.model import Inventory, PciAddress
 from vf_manager.provision import RefusalKind
@@ -29,6 +30,7 @@ _DEFAULT_ROUTES = ("0.0.0.0/0", "::/0")
 class Reason(StrEnum):
     VF_ATTACHED = "VfAttached"
     KUBE_PROXY_BYPASSED = "KubeProxyBypassed"
+    CLUSTER_UNKNOWN = "ClusterUnknown"
     PROVISIONING_PENDING = "VfProvisioningPending"
     PROVISIONING_REFUSED = "VfProvisioningRefused"
     PROVISIONING_FAILED = "VfProvisioningFailed"
@@ -44,6 +46,7 @@ class Reason(StrEnum):
 _ACTIONS = {
     Reason.VF_ATTACHED: "Attach",
     Reason.KUBE_PROXY_BYPASSED: "Attach",
+    Reason.CLUSTER_UNKNOWN: "Attach",
     Reason.PROVISIONING_PENDING: "Provision",
     Reason.PROVISIONING_REFUSED: "Provision",
     Reason.PROVISIONING_FAILED: "Provision",
@@ -54,9 +57,9 @@ _ACTIONS = {
 
 BYPASSED = (
     "eth0 is a VF: its traffic bypasses the node's kube-proxy. ClusterIPs and cluster DNS do not work from"
-    " this pod, unless the physical network routes them. Use dnsPolicy None with resolvers that the network"
-    " reaches, and headless Services or pod addresses; or keep eth0 on the cluster network, with the VF as a"
-    " second interface. See docs/kube-proxy.md"
+    " this pod, unless the physical network routes them. Give its network services: in-pod; or use dnsPolicy"
+    " None with resolvers that the network reaches, and headless Services or pod addresses; or keep eth0 on"
+    " the cluster network, with the VF as a second interface. See docs/kube-proxy.md"
 )
 
 
@@ -91,7 +94,7 @@ def events_of_attachments(
     about = ",".join(f"{attachment.port.pci}={attachment.network}" for attachment in attachments)
     note = f"{vfs}, in {seconds * 1000:.0f} ms"
     yield Event(reason=Reason.VF_ATTACHED, pod=pod, note=note, about=about)
-    if is_only_way_out(attachments):
+    if is_only_way_out(attachments) and not has_services(attachments[0]):
         yield Event(reason=Reason.KUBE_PROXY_BYPASSED, pod=pod, note=BYPASSED)
 
 
@@ -102,6 +105,28 @@ def is_only_way_out(attachments: Sequence[Attachment]) -> bool:
     if first.primary != _POD_INTERFACE or first.original.netdev is None or first.result is None:
         return False
     return any(route.dst in _DEFAULT_ROUTES for route in first.result.routes)
+
+
+def has_services(attachment: Attachment) -> bool:
+    return attachment.asked.in_pod is not None and attachment.asked.in_pod.services
+
+
+def event_of_unknown(ruled: Ruled, why: str, *, failed: bool) -> Iterator[Event]:
+    """An ADD that had to do without knowing the cluster. Nothing if the runtime named no pod."""
+    namespace, _, name = ruled.pod.partition("/")
+    if not name:
+        return
+    options = ruled.options
+    if failed:
+        outcome = f"the pod is not started; the kubelet tries again (unsynced: {options.unsynced})"
+    elif not options.policy:
+        outcome = "started with what was known last"
+    else:
+        known = "everything" if options.unsynced is Unsynced.OPEN else "nothing"
+        outcome = f"started with what was known last; while that is nothing, {known} is let through"
+    note = f"{options.describe()}: in-pod for {ruled.ifname}: {why}; {outcome}"
+    pod = Pod(namespace=namespace, name=name, uid=ruled.uid)
+    yield Event(reason=Reason.CLUSTER_UNKNOWN, note=note, pod=pod, about=ruled.ifname)
 
 
 def events_of_outcome(outcome: Outcome, inventory: Inventory) -> Iterator[Event]:

@@ -8,11 +8,13 @@ from node_agent.events import (
     HealthChange,
     event_of_config,
     event_of_health,
+    event_of_unknown,
     events_of_attachments,
     events_of_outcome,
 )
 from node_agent.events_poster import EventPoster
 from sriov_cni.attachment import Attachment
+from sriov_cni.in_pod.options import Ruled
 from vf_manager.health_keeper import HealthEvent
 from vf_manager.model import Inventory, PciAddress
 from vf_manager.provisioner import Outcome
@@ -52,6 +54,10 @@ class EventRecorder:
         self._troubles = frozenset(now)
         if news:
             self._poster.put(lambda: news)
+
+    def on_unknown(self, ruled: Ruled, why: str, *, failed: bool) -> None:
+        """An ADD with rules for the pod, while the cluster is not known."""
+        self._poster.put(lambda: event_of_unknown(ruled, why, failed=failed))
 
     def on_config_refused(self, reason: str) -> None:
         self._poster.put(lambda: [event_of_config(reason)])

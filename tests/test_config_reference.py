@@ -26,6 +26,8 @@ NEEDS = {
     "vlanProto": {"vlan": 5},
     "min_tx_rate": {"max_tx_rate": 0},
     "max_tx_rate": {"min_tx_rate": 0},
+    "syncTimeout": {"services": "in-pod"},
+    "unsynced": {"policy": "in-pod"},
 }
 
 
@@ -39,7 +41,7 @@ def config_with(struct: str, key: str, value: object) -> str:
         case "Limits":
             pool["limits"] = inner
         case _:
-            config["networks"] = [inner]
+            config |= {"networks": [inner], "kubernetes": {}}
     return msgspec.json.encode(config).decode()  # which is YAML, too
 
 

@@ -12,20 +12,24 @@ from node_agent.events import (
     Reason,
     event_of_config,
     event_of_health,
+    event_of_unknown,
     events_of_attachments,
     events_of_outcome,
 )
 from node_agent.node_summary import ANNOTATION
+from sriov_cni.in_pod.options import InPod, Ruled
 from tests.api_double import rights_of
 from tests.test_events import NODE, PF, VF0, VF1, attachment
 from vf_manager.apply import Failure
 from vf_manager.health import HealthReason
+from vf_manager.model import IfName
 from vf_manager.provision import Refusal, RefusalKind
 from vf_manager.provisioner import Outcome
 
 DOCS = Path(__file__).parent.parent / "docs"
 _ROW = re.compile(r"^\| `(\w+)` \| (pod|node) \| (Normal|Warning) \| [^|]+ \| `([^|]+)` \|$", re.MULTILINE)
 _RIGHT = re.compile(r"^\| ((?:`\w+`,? )+)`(\w+)`(?: in `([\w.]+)`)? \|", re.MULTILINE)
+RULED = Ruled(ifname=IfName("eth0"), pod="ml/trainer", options=InPod(services=True, policy=True))
 
 
 def all_events() -> list[Event]:
@@ -35,6 +39,7 @@ def all_events() -> list[Event]:
     outcome = Outcome(pending=(pending,), refused=(refused,), failed=(Failure(PF, "broken"),))
     return [
         *events_of_attachments([attachment()], NODE, 0.031),
+        *event_of_unknown(RULED, "nothing was heard of the cluster yet", failed=True),
         *events_of_outcome(outcome, NODE),
         event_of_config("pools: missing"),
         event_of_health(HealthChange("fast", False, HealthReason.NO_CARRIER), [VF0, VF1], carrier),

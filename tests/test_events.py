@@ -21,6 +21,7 @@ from node_agent.events import (
     Reason,
     event_of_config,
     event_of_health,
+    event_of_unknown,
     events_of_attachments,
     events_of_outcome,
     micro_time,
@@ -29,6 +30,7 @@ from node_agent.events import (
 from node_agent.events_poster import MAX_AGE_S, MOST_QUEUED, PAUSE_S, Dropped, EventPoster, EventsApi
 from sriov_cni.attachment import Attachment, Original, Sandbox
 from sriov_cni.environment import Pod
+from sriov_cni.in_pod.options import InPod, Ruled, Unsynced
 from sriov_cni.spec import Interface, Result, Route
 from tests.api_double import ApiDouble, api_double, wrong_with
 from tests.cni_world import quiet_log
@@ -95,6 +97,34 @@ def test_only_a_vf_that_is_the_only_way_out_bypasses() -> None:
     vfio = msgspec.structs.replace(attachment(), original=Original(driver="vfio-pci"))
     assert reasons(vfio) == [Reason.VF_ATTACHED], "nothing in the pod sends by it but the application"
     assert "attached as vfio-pci device" in next(events_of_attachments([vfio], NODE, 0)).note
+
+
+def test_a_pod_with_services_in_it_is_not_bypassed() -> None:
+    for options, told in ((InPod(services=True), []), (InPod(policy=True), [Reason.KUBE_PROXY_BYPASSED])):
+        one = attachment()
+        asked = msgspec.structs.replace(one.asked, in_pod=options)
+        assert reasons(msgspec.structs.replace(one, asked=asked)) == [Reason.VF_ATTACHED, *told]
+
+
+@pytest.mark.parametrize(
+    ("options", "failed", "words"),
+    [
+        (InPod(services=True), True, "services: in-pod for eth0: deaf; the pod is not started"),
+        (InPod(services=True, unsynced=Unsynced.START), False, "deaf; started with what was known last"),
+        (InPod(policy=True, unsynced=Unsynced.START), False, "while that is nothing, nothing is let through"),
+        (
+            InPod(policy=True, unsynced=Unsynced.OPEN),
+            False,
+            "while that is nothing, everything is let through",
+        ),
+    ],
+)
+def test_a_pod_whose_rules_are_not_known(options: InPod, failed: bool, words: str) -> None:
+    ruled = Ruled(ifname=IfName("eth0"), pod="ml/trainer", uid="u1", options=options)
+    (event,) = event_of_unknown(ruled, "deaf", failed=failed)
+    assert words in event.note
+    assert event.pod == Pod(namespace="ml", name="trainer", uid="u1")
+    assert list(event_of_unknown(msgspec.structs.replace(ruled, pod=""), "deaf", failed=failed)) == []
 
 
 def test_without_records_or_a_pod_there_is_nothing_to_tell() -> None:
