@@ -4,7 +4,7 @@ The answer has no pod uid: a pod that was just made anew under the same name may
 its predecessor's devices. Whoever acts on it must see that a device is free.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,15 +51,16 @@ class PodResources:
         held = (pod for pod in pods if any(device in ids for ids in _merge([pod]).values()))
         return next(((pod.namespace, pod.name) for pod in held), None)
 
-    def holders(self) -> dict[str, tuple[str, str]]:
-        """Namespace and name of the pod that was given a device, by device id; of every resource. Raises
-        KubeletUnavailable."""
+    def holders(self, resources: Container[str] | None = None) -> dict[str, tuple[str, str]]:
+        """Namespace and name of the pod that was given a device, by device id; of these resources, or of
+        every one. Raises KubeletUnavailable."""
         with self._lister("who holds which device") as lister:
             pods = lister.List(pb.ListPodResourcesRequest(), timeout=self._timeout_s).pod_resources
         return {
             device: (pod.namespace, pod.name)
             for pod in pods
-            for ids in _merge([pod]).values()
+            for resource, ids in _merge([pod]).items()
+            if resources is None or resource in resources
             for device in ids
         }
 

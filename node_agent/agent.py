@@ -24,6 +24,8 @@ from node_agent.events_poster import EventPoster
 from node_agent.events_recorder import EventRecorder
 from node_agent.http_endpoint import Address, HttpEndpoint
 from node_agent.metrics import Metrics
+from node_agent.metrics_api import ApiState
+from node_agent.metrics_ipam import AddressState
 from node_agent.metrics_state import ConfigState, NodeState
 from node_agent.node_summary import NodeSummary, render_summary
 from node_agent.pages import make_pages
@@ -201,7 +203,12 @@ class Agent:
             self._status_file = StatusFile(run_dir / STATUS_FILE, self._status, log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
             self._config_since = time.time()
-            self._metrics = Metrics(CollectorRegistry(), self._node_state(kernel, allocator))
+            self._metrics = Metrics(
+                CollectorRegistry(),
+                self._node_state(kernel, allocator),
+                ApiState(lambda: self._settings.api, self.events),
+                AddressState(lambda: self._settings.config.pool_networks(), roots.lease_dir),
+            )
             self._attacher.observe_steps(self._metrics.observe_step)
             pages = make_pages(self._metrics, self._supervisor.why_unwell, self._why_unready)
             self.http = HttpEndpoint(presence.http, pages, log) if presence.http else None

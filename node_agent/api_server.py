@@ -11,6 +11,7 @@ import kubernetes
 import msgspec
 import urllib3
 
+from node_agent.api_contact import ApiContact
 from node_agent.api_errors import ApiServerError
 from node_agent.config import KubernetesConfig
 from vf_manager.errors import Refused
@@ -30,11 +31,12 @@ class ApiServer:
     def __init__(self, config: KubernetesConfig) -> None:
         """Raises Refused if there are no credentials. Nobody is asked anything yet."""
         self._client = _connect(config)
+        self.contact = ApiContact()
         self._core = kubernetes.client.CoreV1Api(self._client)
         self._events = kubernetes.client.EventsV1Api(self._client)
 
     def read_pod(self, namespace: str, name: str) -> PodFacts:
-        with _answered(f"read pod {namespace}/{name}"):
+        with self._asking(f"read pod {namespace}/{name}"):
             found: Any = self._core.read_namespaced_pod(name, namespace, _request_timeout=_TIMEOUT_S)
             return PodFacts(uid=str(found.metadata.uid), annotations=dict(found.metadata.annotations or {}))
 
@@ -44,18 +46,18 @@ class ApiServer:
     def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
         """`body`: an Event of events.k8s.io/v1."""
         event: Any = dict(body)  # newer clients make their own type of it
-        with _answered(f"create an event in namespace {namespace}"):
+        with self._asking(f"create an event in namespace {namespace}"):
             self._events.create_namespaced_event(namespace, event, _request_timeout=_TIMEOUT_S)
 
     def patch_event(self, namespace: str, name: str, body: Mapping[str, Any]) -> None:
-        with _answered(f"patch event {namespace}/{name}"):
+        with self._asking(f"patch event {namespace}/{name}"):
             self._events.patch_namespaced_event(
                 name, namespace, dict(body), _content_type=_MERGE, _request_timeout=_TIMEOUT_S
             )
 
     def annotate_node(self, name: str, annotations: Mapping[str, str]) -> None:
         """Set these; others stay."""
-        with _answered(f"annotate node {name}"):
+        with self._asking(f"annotate node {name}"):
             self._core.patch_node(
                 name,
                 {"metadata": {"annotations": dict(annotations)}},
@@ -66,6 +68,16 @@ class ApiServer:
     def close(self) -> None:
         """Let go of the connections. A question under way is answered all the same."""
         self._client.rest_client.pool_manager.clear()
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        try:
+            with _answered(what):
+                yield
+        except ApiServerError as e:
+            self.contact.note(e)
+            raise
+        self.contact.note(None)
 
 
 @contextmanager

@@ -93,6 +93,11 @@ class EventPoster:
     def is_wanted(self) -> bool:
         return self._api() is not None
 
+    @property
+    def queued(self) -> int:
+        """What waits: Events, and calls that may tell some."""
+        return len(self._queue) + len(self._told)
+
     def put(self, tell: Tell) -> None:
         """Post what `tell` returns, on the thread; nothing if that raises SriovError or OSError."""
         if not self.is_wanted:

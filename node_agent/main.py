@@ -17,7 +17,8 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.allocator import Places
-from node_agent.agent import Agent, Presence, Roots
+from device_plugin.podresources import PodResources
+from node_agent.agent import POD_RESOURCES, Agent, Presence, Roots
 from node_agent.config import ConfigError
 from node_agent.config_file import ConfigFile
 from node_agent.install import Placement, check_conflist, put
@@ -89,7 +90,13 @@ def _serve(
 
     if options.uninstall:
         runner: Agent | Uninstall = Uninstall(
-            config, make, options.install, options.install_when_ready, options.run_dir, log
+            config,
+            make,
+            options.install,
+            options.install_when_ready,
+            options.run_dir,
+            PodResources(options.kubelet_dir / POD_RESOURCES),
+            log,
         )
     else:
         install(options.install)

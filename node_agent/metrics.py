@@ -1,7 +1,7 @@
 """Adapter: the agent's metrics for Prometheus. docs/observability.md has the table of them.
 
-What the other rooms count by themselves is read when somebody asks (metrics_state.py). Here is what has to be
-measured when it happens: how long calls and steps take.
+What is counted elsewhere, or can be looked up, is read when somebody asks (metrics_state.py, metrics_ipam.py,
+metrics_api.py). Here is what has to be measured when it happens: how long calls and steps take.
 """
 
 import platform
@@ -30,9 +30,9 @@ class _Error(msgspec.Struct):
 
 
 class Metrics:
-    """`registry`: gets all of them. `state`: what is read when somebody asks."""
+    """`registry`: gets all of them. `states`: what is read when somebody asks."""
 
-    def __init__(self, registry: CollectorRegistry, state: Collector) -> None:
+    def __init__(self, registry: CollectorRegistry, *states: Collector) -> None:
         self._registry = registry
         self._calls = Histogram(
             "sriov_underlay_cni_call_duration_seconds",
@@ -62,7 +62,8 @@ class Metrics:
         )
         build.labels(_version(), platform.python_version()).set(1)
         ProcessCollector(registry=registry)
-        registry.register(state)
+        for state in states:
+            registry.register(state)
 
     def serve(self, handler: Handler, request: CniRequest) -> CniReply:
         """One CNI call. What no handler expects comes out as it is, and counts as a failure."""

@@ -8,17 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
+from prometheus_client.core import Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from device_plugin.allocator import Allocator
 from device_plugin.dra import device_attributes
 from device_plugin.plugin import DevicePlugin
+from node_agent.metric_families import Row, counted, counter, gauge
 from node_agent.pool_index import PoolView
 from node_agent.vf_traffic import VfTraffic
 from sriov_cni.attach import Attacher
@@ -53,8 +49,6 @@ _TRAFFIC = (
     ("transmit_errors", "tx_errors", "Packets that could not be sent."),
     ("transmit_drops", "tx_dropped", "Packets that were to be sent and found no room."),
 )
-
-Row = tuple[Iterable[object], float]  # label values and a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,20 +89,20 @@ class NodeState(Collector):
 
     def _agent(self) -> Iterator[Metric]:
         config, (looks, looks_s) = self.config(), self.keeper.looks()
-        yield _gauge("ready", "Whether /readyz says yes.", (), [((), not self.why_unready())])
-        yield _gauge(
+        yield gauge("ready", "Whether /readyz says yes.", (), [((), not self.why_unready())])
+        yield gauge(
             "config_in_force_timestamp_seconds",
             "Since when this config is in force.",
             (),
             [((), config.since)],
         )
-        yield _gauge(
+        yield gauge(
             "config_refused",
             "Whether the config file, as it is now, is refused and an earlier one in force.",
             (),
             [((), config.refusal is not None)],
         )
-        yield _gauge(
+        yield gauge(
             "inventory_generation", "Grows when a look finds a change.", (), [((), self._generation())]
         )
         yield SummaryMetricFamily(
@@ -117,13 +111,13 @@ class NodeState(Collector):
             count_value=looks,
             sum_value=looks_s,
         )
-        yield _gauge(
+        yield gauge(
             "provisioning_unfinished",
             "PFs that are not as the config wants them, by why: pending, refused or failed.",
             ("pf", "state"),
-            _counted(_unfinished(self.provisioning())),
+            counted(_unfinished(self.provisioning())),
         )
-        yield _counter(
+        yield counter(
             "reconcile_findings",
             "What nobody sent a DEL for, and attributes that somebody else changed.",
             ("kind",),
@@ -135,7 +129,7 @@ class NodeState(Collector):
 
     def _vfs(self, view: PoolView) -> Iterator[Metric]:
         held, unhealthy = self.attacher.held_vfs(), self.unhealthy()
-        yield _gauge(
+        yield gauge(
             "vfs",
             "VFs of a pool that are there.",
             ("pool", "health", "use"),
@@ -145,13 +139,13 @@ class NodeState(Collector):
                 for (health, use), count in _by_state(vfs, unhealthy.get(pool, {}).keys(), held).items()
             ],
         )
-        yield _gauge(
+        yield gauge(
             "vf_info",
             "A VF of a pool by Kubernetes' attributes of devices; always 1.",
             ("vf", "pools", "driver", *map(_label, _DRA_LABELS)),
             _vf_infos(view),
         )
-        yield _counter(
+        yield counter(
             "health_transitions",
             "VFs that became Unhealthy or Healthy again, by the fault that came or went.",
             ("pool", "reason", "to"),
@@ -166,25 +160,25 @@ class NodeState(Collector):
         return never | self.health.transitions()
 
     def _attachments(self, records: list[Attachment]) -> Iterator[Metric]:
-        yield _gauge(
+        yield gauge(
             "attachments",
             "VFs on record as attached, or as half-done (intent).",
             ("network", "state"),
-            _counted((record.network, record.state) for record in records),
+            counted((record.network, record.state) for record in records),
         )
-        yield _gauge(
+        yield gauge(
             "attachment_info",
             "Which pod has which VF; always 1.",
             ("vf", "pod_namespace", "pod_name", "interface", "network"),
             [((r.port.pci, *_pod(r), r.ifname, r.network), 1) for r in records],
         )
-        yield _gauge(
+        yield gauge(
             "ipam_addresses",
             "Addresses that attachments of a network have.",
             ("network",),
-            _counted((r.network,) for r in records if r.result for _ in r.result.ips),
+            counted((r.network,) for r in records if r.result for _ in r.result.ips),
         )
-        yield _counter(
+        yield counter(
             "ipam_exhaustions",
             "Attachments that failed because their network had no free address.",
             ("network",),
@@ -192,13 +186,13 @@ class NodeState(Collector):
         )
 
     def _kubelet(self) -> Iterator[Metric]:
-        yield _gauge(
+        yield gauge(
             "resource_registered",
             "Whether the kubelet has taken the resource of a pool.",
             ("resource",),
             [((pool.resource,), pool.registered) for pool in self.plugin.registered()],
         )
-        yield _counter(
+        yield counter(
             "allocations",
             "What the kubelet asked to allocate.",
             ("resource", "result"),
@@ -216,7 +210,7 @@ class NodeState(Collector):
             traffic = {}
         record_of = {record.port.pci: record for record in records}
         for name, field, text in _TRAFFIC:
-            yield _counter(
+            yield counter(
                 f"vf_{name}",
                 text,
                 ("vf", "pod_namespace", "pod_name", "interface"),
@@ -275,21 +269,3 @@ def _unfinished(outcome: Outcome) -> Iterator[tuple[str, str]]:
 def _pod(record: Attachment | None) -> tuple[str, str]:
     pod = record.pod if record else None
     return (pod.namespace, pod.name) if pod else ("", "")
-
-
-def _counted(found: Iterable[tuple[str, ...]]) -> Iterator[Row]:
-    yield from Counter(found).items()
-
-
-def _gauge(name: str, text: str, labels: Iterable[str], rows: Iterable[Row]) -> Metric:
-    return _filled(GaugeMetricFamily(f"sriov_underlay_{name}", text, labels=tuple(labels)), rows)
-
-
-def _counter(name: str, text: str, labels: Iterable[str], rows: Iterable[Row]) -> Metric:
-    return _filled(CounterMetricFamily(f"sriov_underlay_{name}", text, labels=tuple(labels)), rows)
-
-
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, rows: Iterable[Row]) -> Metric:
-    for labels, value in rows:
-        family.add_metric([str(label) for label in labels], float(value))
-    return family

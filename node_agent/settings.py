@@ -13,6 +13,7 @@ from typing import Protocol
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin.pools import resource_of
+from node_agent.api_contact import ApiContact
 from node_agent.config import AgentConfig, PoolConfig
 from node_agent.events_poster import EventsApi
 from node_agent.node_summary import NodesApi
@@ -39,6 +40,9 @@ class Chooser(Protocol):
 
 class ApiServer(EventsApi, NodesApi, Protocol):
     """Everything that is asked of the API server but that; see api_server.py."""
+
+    @property
+    def contact(self) -> ApiContact: ...
 
     def close(self) -> None: ...
 

@@ -1,28 +1,54 @@
 """Orchestrator: the way off a node. Only an agent can give VFs back, so one stays until no pod has any.
 
 At once no new pod comes to us: the network configuration is taken away, and the kubelet is offered nothing.
-Pods that run go on, and their DEL is served. With the last of them go the executable, the VFs that this agent
-made, and what it has below /run. Then the pod in which this runs may be deleted.
+Pods that run go on, and their DEL is served. For a VF that is no interface (vfio-pci) there may be none: the
+kubelet is asked who has one. With the last of them go the executable, the VFs that this agent made, and what
+it has below /run. Then the pod in which this runs may be deleted.
 """
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
+from device_plugin.pools import resource_of
 from node_agent.agent import ATTACHMENTS, CHAIN, Agent
 from node_agent.config import AgentConfig, PoolConfig
 from node_agent.install import Placement, take_away
+from vf_manager.errors import SriovError
 
 _POLL_S = 0.5
 
 
 class MakeAgent(Protocol):
     def __call__(self, config: AgentConfig, *, on_ready: Callable[[], None]) -> Agent: ...
+
+
+class Kubelet(Protocol):
+    def is_there(self) -> bool: ...
+
+    def holders(self, resources: Container[str] | None = None) -> dict[str, tuple[str, str]]:
+        """Namespace and name of the pod that was given a device of these resources, by device id. Raises
+        SriovError."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps an agent on its node. `attachments`: records that it has to undo. `pods`: asked of the
+    kubelet once there is none. `reason`: why the kubelet does not say."""
+
+    attachments: int = 0
+    pods: tuple[str, ...] = ()
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != _NOTHING
+
+
+_NOTHING = Held()
 
 
 class Uninstall:
@@ -39,9 +65,12 @@ class Uninstall:
         at_start: Sequence[Placement],
         when_ready: Sequence[Placement],
         run_dir: Path,
+        kubelet: Kubelet,
         log: FilteringBoundLogger,
     ) -> None:
         self._config = config
+        self._resources = {resource_of(pool, config.resource_prefix) for pool in config.resources()}
+        self._kubelet = kubelet
         self._make_agent = make_agent
         self._at_start = at_start
         self._when_ready = when_ready
@@ -67,7 +96,6 @@ class Uninstall:
         so there may be something to hold again."""
         while not self._stop.is_set():
             if held := self._held():
-                self._log.info("uninstalling when the last pod is gone", attachments=len(held))
                 failure = self._run_agent(without_pools(self._config), self._stop_agent_when_idle)
             else:
                 failure = self._run_agent(without_vfs(self._config), self._stop_agent)
@@ -97,15 +125,26 @@ class Uninstall:
         assert agent is not None
 
         def watch() -> None:
-            while self._held() and not self._stop.wait(_POLL_S):
+            said = _NOTHING
+            while (held := self._held()) and not self._stop.is_set():
+                if held != said:
+                    self._log.info("uninstalling when the last pod is gone", **msgspec.structs.asdict(held))
+                said = held
                 agent.take_back_lost()
+                self._stop.wait(_POLL_S)
             agent.stop()
 
         threading.Thread(target=watch, name="uninstall", daemon=True).start()
 
-    def _held(self) -> list[Path]:
-        """A record for each attachment that an agent has to undo."""
-        return [path for name in (ATTACHMENTS, CHAIN) for path in (self._run_dir / name).glob("[!.]*.json")]
+    def _held(self) -> Held:
+        folders = (self._run_dir / name for name in (ATTACHMENTS, CHAIN))
+        if attachments := sum(1 for folder in folders for _ in folder.glob("[!.]*.json")):
+            return Held(attachments=attachments)
+        try:
+            given = self._kubelet.holders(self._resources) if self._kubelet.is_there() else {}
+        except SriovError as e:
+            return Held(reason=str(e))
+        return Held(pods=tuple(sorted({f"{namespace}/{name}" for namespace, name in given.values()})))
 
     def _take_away(self, placements: Sequence[Placement]) -> None:
         for placement in placements:

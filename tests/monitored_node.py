@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.agent_node import FAST, PF0, PF1, Node, Running, eventually, new_node, running
+from tests.api_double import ApiDouble, api_double
 from vf_manager.model import PciAddress
 
 CONFIG = """
@@ -16,6 +17,10 @@ pools:
 - name: slow
   select: {pfNames: [ens2]}
   vfs: {count: 3}
+networks:
+- name: underlay
+  pools: [fast]
+  ipam: {type: host-local, subnet: 10.56.0.0/30, gateway: 10.56.0.1}
 """  # of ens2 somebody else made 2: refused
 POD = "K8S_POD_NAMESPACE=ml;K8S_POD_NAME=trainer;IgnoreUnknown=1"
 ONE_ADDRESS = {"type": "host-local", "subnet": "10.56.0.0/30", "gateway": "10.56.0.1"}
@@ -24,7 +29,7 @@ ONE_ADDRESS = {"type": "host-local", "subnet": "10.56.0.0/30", "gateway": "10.56
 class Monitored:
     """`running`: its agent. One VF is attached to pod ml/trainer, and allocated by the kubelet."""
 
-    def __init__(self, node: Node, agent: Running) -> None:
+    def __init__(self, node: Node, agent: Running, double: ApiDouble | None = None) -> None:
         self.node = node
         self.running = agent
         self.attached, self.free = node.vfs(PF0)[:2]
@@ -36,6 +41,8 @@ class Monitored:
         node.set_link("ens2", up=False)
         agent.agent._keeper.mark_dirty()
         eventually(lambda: agent.agent.health.transitions(), "the VFs of ens2 are Unhealthy")
+        if double is not None:
+            eventually(lambda: double.told("VfAttached"), "the API server has heard of it")
 
     def churn(self) -> None:
         """A pod comes and goes, one finds no address, and each VF has sent and received something."""
@@ -61,6 +68,9 @@ class Monitored:
 
 @contextlib.contextmanager
 def monitored_node() -> Iterator[Monitored]:
-    with new_node() as node, running(node, CONFIG) as agent:
-        assert node.vfs(PF1)
-        yield Monitored(node, agent)
+    with new_node() as node, api_double() as double:
+        kubeconfig = double.kubeconfig(node.root).kubeconfig
+        double.pods["ml/trainer"] = None
+        with running(node, f"{CONFIG}kubernetes: {{kubeconfig: {kubeconfig}}}\n") as agent:
+            assert node.vfs(PF1)
+            yield Monitored(node, agent, double)

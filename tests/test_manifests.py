@@ -1,6 +1,7 @@
 """What a cluster administrator applies: valid to Kubernetes, and true to the code."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from node_agent.agent import KUBELET_DIR, POD_RESOURCES, RUN_DIR, SOCKET_NAME
 from node_agent.config import AgentConfig, parse_config
 from node_agent.config_source import CONFIG
 from node_agent.install import Placement, check_conflist
-from node_agent.options import parse_options, source_of
+from node_agent.options import parse_options, presence_of, source_of
 from sriov_cni.device_info import DIRECTORIES
 from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.netconf import parse_call
@@ -82,9 +83,13 @@ def test_kustomize_makes_the_same_of_it(folder: Path) -> None:
     """Where it is installed. Everywhere: no object comes twice."""
     objects = render(folder)
     assert len(by_name(objects)) == len(objects)
+    compare_with_kustomize(folder)
+
+
+def compare_with_kustomize(folder: Path) -> None:
     if shutil.which("kubectl"):
         done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
-        assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(objects)
+        assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(render(folder))
 
 
 def by_name(objects: list[Object]) -> dict[tuple[str, str], Object]:
@@ -231,6 +236,65 @@ def test_what_the_image_is_built_with_is_locked() -> None:
     locked = (PROJECT / "requirements-build.txt").read_text()
     for name in tomllib.loads((PROJECT / "pyproject.toml").read_text())["build-system"]["requires"]:
         assert re.search(rf"^{name}==\S+ \\$", locked, re.MULTILINE)
+
+
+# -- metrics
+
+
+@pytest.fixture
+def with_metrics(tmp_path: Path) -> list[Object]:
+    base, component = (
+        os.path.relpath(path, tmp_path.resolve()) for path in (BASE, MANIFESTS / "components/metrics")
+    )
+    words = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump(words | {"resources": [base], "components": [component]})
+    )
+    compare_with_kustomize(tmp_path)
+    return render(tmp_path)
+
+
+def test_the_metrics_component_serves_on_the_nodes_address(with_metrics: list[Object]) -> None:
+    words = [word.replace("$(HOST_IP)", "192.0.2.7") for word in container_of(with_metrics)["args"]]
+    address = presence_of(parse_options(words)).http
+    assert address is not None
+    assert address.host == "192.0.2.7"
+    (port,) = container_of(with_metrics)["ports"]
+    assert {port["containerPort"], port["hostPort"]} == {address.port}
+    env = {variable["name"]: variable["valueFrom"] for variable in container_of(with_metrics)["env"]}
+    assert env["HOST_IP"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+    assert pod_of(with_metrics)["hostNetwork"] is True, "else the node's address is not the pod's"
+
+
+@each_rendering
+def test_nothing_listens_without_the_component(folder: Path) -> None:
+    assert presence_of(options_of(render(folder))).http is None
+    assert "ports" not in container_of(render(folder))
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubernetes_takes_the_metrics_component(with_metrics: list[Object], version: str) -> None:
+    validate(one(with_metrics, "DaemonSet"), version)
+    validate(leaving(one(with_metrics, "DaemonSet")), version)
+
+
+def test_prometheus_finds_the_agents(with_metrics: list[Object]) -> None:
+    """By what their pods have. That Prometheus takes the job is in tests/monitoring."""
+    daemonset = one(with_metrics, "DaemonSet")
+    namespace, labels = (
+        daemonset["metadata"]["namespace"],
+        daemonset["spec"]["template"]["metadata"]["labels"],
+    )
+    port = container_of(with_metrics)["ports"][0]["name"]
+    (monitor,) = read_objects(MANIFESTS / "monitoring/podmonitor.yaml")
+    assert monitor["metadata"]["namespace"] == namespace
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert labels[monitor["spec"]["jobLabel"]] == "sriov-underlay"
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [port]
+    (job,) = read_objects(MANIFESTS / "monitoring/scrape.yaml")[0]["scrape_configs"]
+    (discovery,), (kept, _) = job["kubernetes_sd_configs"], job["relabel_configs"]
+    assert discovery["namespaces"]["names"] == [namespace]
+    assert kept["regex"] == f"{labels['app.kubernetes.io/name']};{port}"
 
 
 # -- what it may

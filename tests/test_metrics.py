@@ -2,12 +2,17 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from node_agent.api_server import ApiServer
+from node_agent.events_poster import EventPoster
+from node_agent.metrics_api import ApiState, WatchState
 from tests.agent_node import (
     CONFIG,
     DEADLINE_S,
@@ -20,7 +25,8 @@ from tests.agent_node import (
     new_node,
     running,
 )
-from tests.monitored_node import Monitored, monitored_node
+from tests.api_double import api_double
+from tests.monitored_node import ONE_ADDRESS, Monitored, monitored_node
 
 DOCS = Path(__file__).parent.parent / "docs" / "observability.md"
 _ROW = re.compile(r"^\| `(sriov_underlay_\w+)` \| (\w+) \| (.*?) \|", re.MULTILINE)
@@ -112,6 +118,64 @@ def test_calls_steps_and_attachments(monitored: Monitored) -> None:
             "network": "underlay",
         }
     ]
+
+
+def test_how_full_the_ranges_of_a_network_are(monitored: Monitored) -> None:
+    """Of 10.56.0.0/30 the gateway leaves one for pods."""
+    now = scrape(monitored)
+    ranges = {"network": "underlay", "ranges": "10.56.0.1-10.56.0.2"}
+    assert now.value("ipam_range_addresses", **ranges) == 1
+    assert now.value("ipam_range_leases", **ranges) == 1
+    monitored.node.call("DEL", {"ipam": ONE_ADDRESS}, monitored.node.root / "trainer")
+    assert scrape(monitored).value("ipam_range_leases", **ranges) == 0
+
+
+def test_the_api_server(monitored: Monitored) -> None:
+    now = scrape(monitored)
+    assert now.value("api_server_reachable") == 1
+    since = now.value("api_server_reachable_since_timestamp_seconds")
+    assert since is not None
+    assert 0 <= time.time() - since < DEADLINE_S * 10
+    successes = now.value("api_server_requests_total", result="success")
+    assert successes is not None
+    assert successes >= 2
+    assert now.value("api_server_requests_total", result="unreachable") == 0
+    assert now.labels("watch_synced") == []
+
+
+def test_events(monitored: Monitored) -> None:
+    def posted() -> bool:
+        now = scrape(monitored)
+        count = now.value("events_posted_total")
+        assert now.value("events_dropped_total") == 0
+        return now.value("events_queued") == 0 and count is not None and count >= 2
+
+    eventually(posted, "all are posted")
+
+
+def test_without_an_api_server_there_is_nothing_to_tell_of_it(node: Node) -> None:
+    with running(node) as agent:
+        told = Scrape(get(agent, "/metrics")[1]).families
+        assert not [name for name in told if "api_server" in name or "_events_" in name]
+
+
+def test_a_watch_tells_of_itself(node: Node) -> None:
+    """Each family has only what is known of it."""
+    with api_double() as double:
+        api = ApiServer(double.kubeconfig(node.root))
+        watches = [
+            WatchState(resource="services", synced=True, last_event=17.5, relists=2, objects=40),
+            WatchState(resource="pods", synced=False, last_event=None, relists=0, objects=0),
+        ]
+        registry = CollectorRegistry()
+        registry.register(ApiState(lambda: api, EventPoster(lambda: None, "", node.log), lambda: watches))
+        now = Scrape(generate_latest(registry).decode())
+    assert now.value("watch_synced", resource="services") == 1
+    assert now.value("watch_synced", resource="pods") == 0
+    assert now.value("watch_last_event_timestamp_seconds", resource="services") == 17.5
+    assert now.value("watch_last_event_timestamp_seconds", resource="pods") is None
+    assert now.value("watch_relists_total", resource="services") == 2
+    assert now.value("watch_objects", resource="services") == 40
 
 
 def test_what_the_kubelet_has_and_what_the_config_wants(monitored: Monitored) -> None:

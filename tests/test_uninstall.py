@@ -1,16 +1,22 @@
 """The way off a node, over the in-memory kernel."""
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from device_plugin.podresources import PodResources
+from node_agent.agent import POD_RESOURCES
 from node_agent.config import AgentConfig, parse_config
 from node_agent.drop_in import parse_drop_in
 from node_agent.install import Placement, put
 from node_agent.uninstall import Uninstall, without_pools, without_vfs
 from tests.agent_node import CONFIG, FAST, PF0, PF1, Node, eventually, new_node, running
+
+WAITS = "uninstalling when the last pod is gone"
 
 
 @pytest.fixture
@@ -32,8 +38,9 @@ class Leaving:
             put(placement)
         self.executable, self.conflist = (placement.target for placement in files)
 
+        kubelet = PodResources(on.root / "kubelet" / POD_RESOURCES, timeout_s=1.0)
         self._uninstall = Uninstall(
-            parse_config(CONFIG), on.agent_of, files[:1], files[1:], on.run_dir, on.log
+            parse_config(CONFIG), on.agent_of, files[:1], files[1:], on.run_dir, kubelet, on.log
         )
         self._thread = threading.Thread(target=self._run, name="uninstall-test")
         self.failures: list[str | None] = []
@@ -81,6 +88,47 @@ def test_a_pod_keeps_its_vf_until_its_del(node: Node, tmp_path: Path) -> None:
         eventually(lambda: node.events("uninstalled"), "it is uninstalled")
         assert node.vfs(PF0) == []
         assert not leaving.executable.exists()
+
+
+def test_a_pod_without_an_attachment_keeps_its_vf_until_it_goes(node: Node) -> None:
+    """One that has its VF by vfio-pci alone: the kubelet knows, and no CNI call ever came. It is named."""
+    with running(node):
+        node.kubelet.wait_devices(FAST, 3)
+        node.kubelet.allocate("ml", "dpdk", FAST, 1)
+    with Leaving(node) as leaving:
+        eventually(lambda: node.events(WAITS), "it waits")
+        assert node.events(WAITS)[0]["pods"] == ("ml/dpdk",)
+        assert node.events("uninstalled") == []
+        assert len(node.vfs(PF0)) == 3
+        assert leaving.executable.exists()
+        assert not leaving.conflist.exists()
+        node.kubelet.free("ml", "dpdk")
+        eventually(lambda: node.events("uninstalled"), "it is uninstalled")
+        assert node.vfs(PF0) == []
+
+
+def test_a_kubelet_that_does_not_answer_is_waited_for(node: Node) -> None:
+    """It may have given a VF to a pod. One that was never there has given none."""
+    with running(node):
+        assert len(node.vfs(PF0)) == 3
+    node.kubelet.stop()
+    dead = socket.socket(socket.AF_UNIX)
+    path = node.root / "kubelet" / POD_RESOURCES
+    path.unlink(missing_ok=True)
+    with contextlib.closing(dead), Leaving(node):
+        dead.bind(str(path))
+        eventually(lambda: node.events(WAITS), "it waits")
+        assert node.events(WAITS)[0]["reason"].startswith("ask the kubelet for who holds which device: ")
+        assert len(node.vfs(PF0)) == 3
+        node.kubelet.start()
+        eventually(lambda: node.events("uninstalled"), "it is uninstalled")
+
+
+def test_devices_of_others_do_not_count(node: Node) -> None:
+    with running(node):
+        node.kubelet.give("ml", "gpu", "nvidia.com/gpu", "GPU-1")
+    with Leaving(node):
+        eventually(lambda: node.events("uninstalled"), "it is uninstalled")
 
 
 def test_stopped_before_the_end_it_goes_on_the_next_time(node: Node) -> None:

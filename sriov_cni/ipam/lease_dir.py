@@ -63,6 +63,13 @@ class LeaseDir:
     def exists(self) -> bool:
         return self.path.is_dir()
 
+    def names(self) -> list[str]:
+        """The addresses that are leased, for whoever only counts them: without the lock, so as they were at
+        some moment. Raises KernelError."""
+        with _kernel_errors(f"read the lease directory {self.path}"), suppress(FileNotFoundError):
+            return list(_list_leases(self.path))
+        return []
+
     @contextmanager
     def locked(self) -> Iterator["Leases"]:
         """The leases, exclusively. Creates the directory. Raises Busy and KernelError."""
@@ -90,7 +97,7 @@ class Leases:
         self._path = path
         self._boot_id = boot_id
         self._known = known
-        self._inodes = self._list()
+        self._inodes = _list_leases(path)
 
     def __contains__(self, name: str) -> bool:
         return name in self._inodes
@@ -146,14 +153,6 @@ class Leases:
                 self._unlink(name)
         _set_mark(self._path, self._boot_id)
 
-    def _list(self) -> dict[str, int]:
-        with os.scandir(self._path) as entries:
-            return {
-                entry.name: entry.inode()
-                for entry in entries
-                if _ADDRESS_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-            }
-
     def _content(self, name: str, inode: int) -> tuple[int, str]:
         known = self._known.get(name)
         return known if known and known[0] == inode else (inode, self._read(name) or "")
@@ -182,6 +181,16 @@ class Leases:
         (self._path / name).unlink(missing_ok=True)
         self._inodes.pop(name, None)
         self._known.pop(name, None)
+
+
+def _list_leases(path: Path) -> dict[str, int]:
+    """Their names and inodes."""
+    with os.scandir(path) as entries:
+        return {
+            entry.name: entry.inode()
+            for entry in entries
+            if _ADDRESS_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        }
 
 
 class _Descriptor:

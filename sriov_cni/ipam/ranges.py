@@ -5,7 +5,7 @@ Addresses are counted, never listed: a /64 costs the same as a /29.
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -59,6 +59,17 @@ class RangeSet(msgspec.Struct, frozen=True, kw_only=True):
 
     def reserved(self) -> set[int]:
         return set().union(*(r.reserved() for r in self.ranges))
+
+    @property
+    def size(self) -> int:
+        """How many addresses there are for pods."""
+        reserved = sum(any(int(r.start) <= n <= int(r.end) for r in self.ranges) for n in self.reserved())
+        return sum(int(r.end) - int(r.start) + 1 for r in self.ranges) - reserved
+
+    def count(self, addresses: Iterable[Address]) -> int:
+        """How many of these are among them."""
+        reserved = self.reserved()
+        return sum(self.range_of(a) is not None and int(a) not in reserved for a in addresses)
 
     def candidates(self, last: Address | None) -> Iterator[tuple[str, AddressRange]]:
         """Every address once, as text, round-robin: from the one after `last`, `last` itself at the end.

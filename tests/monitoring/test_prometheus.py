@@ -20,6 +20,7 @@ from tests.monitored_node import Monitored, monitored_node
 PROJECT = Path(__file__).parent.parent.parent
 ALERTS = PROJECT / "manifests" / "monitoring" / "alerts.yaml"
 DASHBOARD = PROJECT / "manifests" / "monitoring" / "dashboard.json"
+SCRAPE = PROJECT / "manifests" / "monitoring" / "scrape.yaml"
 RULE_TESTS = Path(__file__).parent / "alerts_test.yaml"
 DOCS = PROJECT / "docs" / "observability.md"
 PROGRAMS = Path(os.environ.get("SRIOV_CACHE_DIR", PROJECT / ".cache")) / "prometheus" / "usr" / "bin"
@@ -119,6 +120,36 @@ def test_every_rule_is_evaluated(scene: tuple[Monitored, Prometheus]) -> None:
     troubles = ("SriovVfsUnhealthy", "SriovPoolWithoutHealthyVf", "SriovProvisioningFails")
     eventually(lambda: {rules()[name][1] for name in troubles} == {"pending"}, "they are pending")
     assert rules()["SriovNotRegistered"][1] == rules()["SriovConfigRefused"][1] == "inactive"
+
+
+def test_the_job_for_a_cluster_takes_agents_alone_and_names_their_nodes(tmp_path: Path) -> None:
+    """By the labels that Kubernetes' pods come with; Debian's Prometheus does not discover those itself."""
+    (job,) = yaml.safe_load(SCRAPE.read_text())["scrape_configs"]
+    assert job.pop("kubernetes_sd_configs")[0]["role"] == "pod"
+    pods = [("sriov-underlay", "metrics"), ("sriov-underlay", ""), ("other", "metrics")]
+    job["static_configs"] = [
+        {
+            "targets": [f"192.0.2.{number}:9808"],
+            "labels": {
+                "__meta_kubernetes_pod_label_app_kubernetes_io_name": name,
+                "__meta_kubernetes_pod_container_port_name": port,
+                "__meta_kubernetes_pod_node_name": f"n{number}",
+            },
+        }
+        for number, (name, port) in enumerate(pods)
+    ]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}))
+    command = [
+        PROGRAMS / "promtool",
+        "check",
+        "service-discovery",
+        "--timeout=1s",
+        tmp_path / "prometheus.yml",
+        job["job_name"],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept = [found["labels"] for found in json.loads(done.stdout) if found["labels"]]
+    assert [(labels["job"], labels["instance"]) for labels in kept] == [("sriov-underlay", "n0")]
 
 
 @pytest.mark.parametrize("arguments", [f"check rules {ALERTS}", f"test rules {RULE_TESTS}"])
