@@ -29,13 +29,17 @@ class Origin(StrEnum):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a frontend leads. No endpoints: it is rejected. `why`: how they were chosen, where those are not
-    all that are ready (local ones, those of the zone, terminating ones), in words for people."""
+    """Where a frontend leads. No endpoints: it is rejected, or `dropped` in silence. `others`, of UDP alone:
+    endpoints that still answer and were not chosen, to which what flows may flow on. `why`: how the endpoints
+    were chosen, where those are not all that are ready (local ones, those of the zone, terminating ones), in
+    words for people."""
 
     service: str  # namespace/name
     port_name: str = ""
     origin: Origin = Origin.CLUSTER_IP
     endpoints: tuple[Endpoint, ...] = ()  # sorted; of the frontend's own family
+    others: tuple[Endpoint, ...] = ()
+    dropped: bool = False
     affinity_s: int | None = None
     sources: tuple[str, ...] = ()  # loadBalancerSourceRanges: CIDRs that alone may send here; (): everybody
     why: str = ""
