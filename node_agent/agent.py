@@ -18,6 +18,7 @@ from device_plugin.plugin import DevicePlugin
 from device_plugin.podresources import PodResources
 from device_plugin.registration import Way
 from node_agent.advertiser import Advertiser
+from node_agent.cluster_rules import ClusterRules
 from node_agent.config import AgentConfig, pf_policies
 from node_agent.config_file import ConfigFile
 from node_agent.events_poster import EventPoster
@@ -41,6 +42,7 @@ from sriov_cni.chain import FallbackChain
 from sriov_cni.chain_cache import ChainRecord
 from sriov_cni.environment import Command
 from sriov_cni.exec import PluginRunner
+from sriov_cni.in_pod.options import Ruled
 from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.reconcile import Reconciler
@@ -115,6 +117,8 @@ class Agent:
         with ExitStack() as undo:
             undo.callback(os.close, self._alone)
             locks = DeviceLocks()
+            self._supervisor = Supervisor(log)
+            self.rules = ClusterRules(kernel, presence.node_name, self._supervisor, log, self._on_unknown)
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
             plugins = PluginRunner(log, roots.host_root)
@@ -127,6 +131,7 @@ class Agent:
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 lease_dir=roots.lease_dir,
                 plugins=plugins,
+                rules=self.rules.keeper,
             )
             self.events = EventPoster(lambda: self._settings.api, presence.node_name, log)
             self._recorder = EventRecorder(
@@ -156,6 +161,7 @@ class Agent:
             chained = RecordStore(run_dir / CHAIN, ChainRecord)
             self._chain = FallbackChain(None, chained, log, plugins=plugins)
             self._node = Node(
+                name=presence.node_name,
                 keeper=self._keeper,
                 attacher=self._attacher,
                 chain=self._chain,
@@ -199,7 +205,6 @@ class Agent:
                 repair=lambda: self._settings.config.repair_drift,
             )
             self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
-            self._supervisor = Supervisor(log)
             self._status_file = StatusFile(run_dir / STATUS_FILE, self._status, log)
             self.refusal: str | None = None  # why the config file, as it is now, is not in force
             self._config_since = time.time()
@@ -239,6 +244,8 @@ class Agent:
             if self.http is not None:  # a probe hears "not yet" while VFs are being made
                 self._supervisor.start("http", self.http.serve)
                 self._log.info("serving metrics", address=str(self.http.address))
+            self.rules.recover(self._attacher.attachments())
+            self._connect_rules()
             self._attacher.recover()
             self._chain.recover()
             self._keeper.refresh()
@@ -257,6 +264,7 @@ class Agent:
             self._advertiser.mark()
             self._provisioning.mark_dirty()
             self.events.wake()
+            self.rules.wake()
             self._server.stop()
             if self.http is not None:
                 self.http.stop()
@@ -287,6 +295,7 @@ class Agent:
         self._supervisor.start("provision", lambda: self._provisioning.watch(stop))
         if self._config_file is not None:
             self._supervisor.start("config", functools.partial(self._follow, self._config_file))
+        self._supervisor.start("rules", lambda: self.rules.watch(stop))
         self._supervisor.start("reconcile", lambda: self._reconciler.watch(stop))
         self._supervisor.start("events", lambda: self.events.watch(stop))
         self._supervisor.start("summary", lambda: self._summary.watch(stop))
@@ -317,9 +326,14 @@ class Agent:
             self._advertiser.adopt(settings)
             useless.pop_all()
         self._settings, self._config_since = settings, time.time()
+        self._connect_rules()
         close_api(before, unless_of=settings)
         self._say_removed(before, settings)
         self._provisioning.mark_dirty()
+
+    def _connect_rules(self) -> None:
+        asked = (network.asked.in_pod for network in self._settings.config.pool_networks())
+        self.rules.connect(self._settings.streams, [options for options in asked if options is not None])
 
     def _say_removed(self, before: Settings, now: Settings) -> None:
         """Whoever has a VF of a pool keeps it."""
@@ -356,6 +370,9 @@ class Agent:
 
     def _why_unready(self) -> str | None:
         return self._settings.readiness.why_unready()
+
+    def _on_unknown(self, ruled: Ruled, why: str, *, failed: bool) -> None:
+        self._recorder.on_unknown(ruled, why, failed=failed)
 
     def _on_inventory(self, _: Inventory) -> None:
         if self._provisioned.is_set():

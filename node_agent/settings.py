@@ -16,6 +16,7 @@ from device_plugin.pools import resource_of
 from node_agent.api_contact import ApiContact
 from node_agent.config import AgentConfig, PoolConfig
 from node_agent.events_poster import EventsApi
+from node_agent.kube.cluster_watch import Sources
 from node_agent.node_summary import NodesApi
 from node_agent.pool_index import PoolIndex
 from node_agent.readiness import Readiness
@@ -51,6 +52,7 @@ class ApiServer(EventsApi, NodesApi, Protocol):
 class Node:
     """What is there once, whatever the config says."""
 
+    name: str  # as the API server knows it
     keeper: InventoryKeeper
     attacher: Attacher
     chain: FallbackChain
@@ -67,6 +69,7 @@ class Settings:
     expected: Mapping[str, Expected]  # of the VFs of each pool
     handler: CniHandler
     api: ApiServer | None
+    streams: Sources | None  # lists and watches, by the same API server
     readiness: Readiness
     chooser: Chooser | None
 
@@ -76,9 +79,9 @@ def make_settings(config: AgentConfig, node: Node, before: Settings | None = Non
     the config says nothing else of it."""
     pools = PoolIndex(config.resources(), node.keeper)
     if before is not None and before.config.kubernetes == config.kubernetes:
-        api, chooser = before.api, before.chooser
+        api, chooser, streams = before.api, before.chooser, before.streams
     else:
-        api, chooser = _connect(config)
+        api, chooser, streams = _connect(config, node.name)
     readiness = Readiness(
         pools,
         node.attacher,
@@ -93,6 +96,7 @@ def make_settings(config: AgentConfig, node: Node, before: Settings | None = Non
         handler=_handler(config, node, pools, readiness, chooser),
         readiness=readiness,
         api=api,
+        streams=streams,
         chooser=chooser,
     )
 
@@ -126,12 +130,13 @@ def _handler(
     return CniHandler(pods, node.attacher, chain, readiness.refuse_unready, node.log)
 
 
-def _connect(config: AgentConfig) -> tuple[ApiServer, Chooser] | tuple[None, None]:
+def _connect(config: AgentConfig, node: str) -> tuple[ApiServer, Chooser, Sources] | tuple[None, None, None]:
     if config.kubernetes is None:
-        return None, None
+        return None, None, None
     # The client's package takes 0.3 s and tens of MiB to load: for those who use it.
     from node_agent.api_server import ApiServer
+    from node_agent.kube.api_stream import ApiStreams
     from node_agent.pod_annotations import PodAnnotations
 
     api = ApiServer(config.kubernetes)
-    return api, PodAnnotations(api)
+    return api, PodAnnotations(api), ApiStreams(config.kubernetes, node)

@@ -518,7 +518,10 @@ class FakeLinks:
         link.addresses.append(address)
 
     def addresses(self, ifindex: int) -> list[str]:
-        return [a for i in self._links() if i.netdev.ifindex == ifindex for a in i.addresses]
+        return [address for index, address in self.all_addresses() if index == ifindex]
+
+    def all_addresses(self) -> list[tuple[int, str]]:
+        return [(link.netdev.ifindex, address) for link in self._links() for address in link.addresses]
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None:
         what = f"add route {route.dst}"

@@ -9,7 +9,7 @@ it has.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
@@ -21,6 +21,7 @@ from sriov_cni.ground import opened_sandbox, wait_until
 from sriov_cni.in_pod.objects import Cluster, Pod
 from sriov_cni.in_pod.options import InPod, Ruled, Unsynced
 from sriov_cni.in_pod.rule_book import Ask, RuleBook
+from sriov_cni.in_pod.stale_flows import stale_flows
 from sriov_cni.in_pod.step import ruled_of
 from sriov_cni.in_pod.table import TABLE
 from vf_manager.errors import Busy, KernelError, Refused, SriovError
@@ -71,13 +72,13 @@ class _PodRules:
 
 
 class RuleKeeper:
-    """Thread-safe. `read`: what follows from a snapshot, given what followed from the one before."""
+    """Thread-safe. `read`: what follows from a snapshot; it is called by one thread at a time."""
 
     def __init__(
         self,
         kernel: Kernel,
         source: ClusterSource,
-        read: Callable[[Cluster, RuleBook | None], RuleBook],
+        read: Callable[[Cluster], RuleBook],
         log: FilteringBoundLogger,
         on_unknown: Unknown,
     ) -> None:
@@ -99,9 +100,13 @@ class RuleKeeper:
                 with self._locked(record.sandbox) as rules:
                     rules.interfaces[ruled.ifname] = ruled
                     rules.is_there = True
-                with suppress(Refused):  # the config may have no way to the API server any more
-                    self._source.want(ruled.options)
         self._marked.set()
+
+    def options(self) -> list[InPod]:
+        """What the pods ask for that have rules."""
+        with self._guard:
+            everybody = list(self._pods.values())
+        return [ruled.options for rules in everybody for ruled in list(rules.interfaces.values())]
 
     def put(self, netns: NetnsHandle, sandbox: Sandbox, ruled: Ruled) -> None:
         """Rules for one interface more, in force on return. Raises Busy, Refused and KernelError."""
@@ -220,7 +225,7 @@ class RuleKeeper:
     def _flush(self, netns: NetnsHandle, book: RuleBook, rules: _PodRules) -> None:
         """UDP has no end of a connection: a flow to an endpoint that is gone would go on for ever."""
         if any(ruled.options.services for ruled in rules.interfaces.values()):
-            stale = book.stale_flows(self._kernel.udp_flows(netns))
+            stale = stale_flows(self._kernel.udp_flows(netns), book.services)
             if stale:
                 self._kernel.delete_flows(netns, stale)
 
@@ -279,7 +284,7 @@ class RuleKeeper:
         with self._reading:
             cluster = self._source.snapshot()
             if self._book is None or self._book.cluster is not cluster:
-                self._book = self._read(cluster, self._book)
+                self._book = self._read(cluster)
             return self._book
 
 

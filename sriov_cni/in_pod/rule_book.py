@@ -1,14 +1,27 @@
-"""Pure: all that follows from one look at the cluster, and the table of each pod by it.
+"""Orchestrator: all that follows from one look at the cluster, and the table of each pod by it.
 
 What is the same for every pod is made once, and is the very same object in every pod's table; what did not
 change since the look before is taken from there.
 """
 
+import threading
+from collections.abc import Iterable
+
 import msgspec
 
-from sriov_cni.in_pod.objects import Cluster, Pod
+from sriov_cni.in_pod.model import PodPolicy, ServiceTable
+from sriov_cni.in_pod.objects import ZONE_LABEL, Cluster, Node, Pod
+from sriov_cni.in_pod.policies import PolicyCompiler
+from sriov_cni.in_pod.render_policy import render_policy
+from sriov_cni.in_pod.render_services import ServiceRenderer
+from sriov_cni.in_pod.service_endpoints import Place
+from sriov_cni.in_pod.services import ServiceCompiler
+from sriov_cni.in_pod.table import Parts, assemble
 from vf_manager.kernel.nft import Table
 from vf_manager.model import IfName
+
+CLOSED, OPEN = PodPolicy(ingress=(), egress=()), PodPolicy()
+_NODE_ADDRESSES = ("InternalIP", "ExternalIP")
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +37,59 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuleBook:
-    def __init__(self, cluster: Cluster) -> None:
+    """Of one snapshot. Thread-safe."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        services: ServiceTable,
+        parts: Parts,
+        policies: PolicyCompiler,
+        host: frozenset[str],
+    ) -> None:
         self.cluster = cluster
+        self.services = services
+        self._parts = parts
+        self._policies = policies
+        self._host = host
+        self._guard = threading.Lock()
+
+    def policy_for(self, ask: Ask) -> PodPolicy:
+        if not ask.policy:
+            return OPEN
+        if ask.pod is None or not ask.knows_policy:
+            return OPEN if ask.is_open else CLOSED
+        with self._guard:
+            return self._policies.compile(ask.pod)
 
     def table_for(self, ask: Ask) -> Table:
-        raise NotImplementedError
+        parts = [self._parts] if ask.services else []
+        if ask.policy:
+            parts.append(Parts(*render_policy(self.policy_for(ask), self._host)))
+        return assemble(ask.services, ask.policy, tuple(parts))
+
+
+class RuleBooks:
+    """Reads snapshots, one after the other. `host_addresses`: those that this node's kubelet may probe
+    from."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._services = ServiceCompiler()
+        self._renderer = ServiceRenderer()
+        self._policies: PolicyCompiler | None = None
+
+    def read(self, cluster: Cluster, host_addresses: Iterable[str]) -> RuleBook:
+        """For one thread at a time."""
+        own = node_addresses(cluster.node)
+        zone = cluster.node.metadata.labels.get(ZONE_LABEL) if cluster.node else None
+        table = self._services.compile(cluster.services, cluster.slices, Place(self._node, zone, own))
+        self._policies = PolicyCompiler(cluster, self._policies)
+        parts = Parts(*self._renderer.render(table))
+        return RuleBook(cluster, table, parts, self._policies, frozenset((*own, *host_addresses)))
+
+
+def node_addresses(node: Node | None) -> tuple[str, ...]:
+    if node is None:
+        return ()
+    return tuple(one.address for one in node.status.addresses if one.type in _NODE_ADDRESSES)

@@ -12,7 +12,7 @@ SERVICE_IFS = "service_ifs"
 POLICY_IFS = "policy_ifs"
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
+class Parts(msgspec.Struct, frozen=True):
     """Some of the sets and chains of a table."""
 
     sets: Mapping[str, Elements] = {}

@@ -155,6 +155,9 @@ class Links(Protocol):
     def addresses(self, ifindex: int) -> list[str]:
         """CIDRs, link-local ones included."""
 
+    def all_addresses(self) -> list[tuple[int, str]]:
+        """(ifindex, CIDR) of every link, by one question."""
+
     def add_route(self, ifindex: int, route: RouteSpec) -> None: ...
 
     def add_rule(self, rule: RuleSpec) -> None: ...

@@ -126,11 +126,12 @@ class Rtnl:
             self._netlink.change(route_messages.NEWADDR, message, CREATE)
 
     def addresses(self, ifindex: int) -> list[str]:
-        """Addresses of a link as CIDRs, link-local ones included."""
-        with _kernel_errors(f"list the addresses of link {ifindex}"):
+        return [address for index, address in self.all_addresses() if index == ifindex]
+
+    def all_addresses(self) -> list[tuple[int, str]]:
+        with _kernel_errors("list addresses"):
             messages = self._netlink.dump(route_messages.GETADDR, route_messages.pack_address_query())
-        found = (route_messages.read_address(m) for m in messages)
-        return [address for index, address in found if index == ifindex]
+        return [route_messages.read_address(message) for message in messages]
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None:
         via = f" via {route.gateway}" if route.gateway else ""
