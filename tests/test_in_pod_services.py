@@ -536,10 +536,11 @@ def test_another_zone_is_another_table() -> None:
 
 # --- properties -------------------------------------------------------------------------------------------
 
+few = settings(max_examples=50)  # drawing a cluster takes some 10 ms
 Objects = tuple[dict[str, Service], dict[str, EndpointSlice]]
 
 
-@settings(max_examples=50)
+@few
 @given(clusters(), clusters())
 def test_what_is_remembered_changes_nothing(first: Objects, second: Objects) -> None:
     compiler = ServiceCompiler()

@@ -1,0 +1,44 @@
+"""Pure: which UDP flows of a pod go where the services no longer send them.
+
+TCP and SCTP notice by themselves that a peer is gone. To UDP the kernel applies the translation that it has
+noted for as long as packets flow, and a resolver that asks again and again keeps a dead endpoint for ever.
+What is deleted here is translated anew, or rejected, with its next packet.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from sriov_cni.in_pod.model import Endpoint, Frontend, ServiceTable
+from sriov_cni.in_pod.objects import Proto
+
+
+class UdpFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a pod's connection tracking: where its process sent to, and who answers. `translated`: the
+    destination was changed (IPS_DST_NAT)."""
+
+    address: str
+    port: int
+    reply_address: str
+    reply_port: int
+    translated: bool
+
+
+def stale_flows(flows: Iterable[UdpFlow], table: ServiceTable) -> list[UdpFlow]:
+    return [flow for flow in flows if _is_stale(flow, table)]
+
+
+def _is_stale(flow: UdpFlow, table: ServiceTable) -> bool:
+    """As with kube-proxy, a flow lives on for as long as its endpoint answers, even if new ones would go
+    elsewhere. One that was not translated, and is to a frontend, began before there was the service."""
+    if _is_loopback(flow.reply_address):
+        return False  # no endpoint is there: rules of the pod's own, such as a proxy's beside it
+    target = table.targets.get(Frontend(Proto.UDP, flow.address, flow.port))
+    if target is None:
+        return flow.translated
+    endpoint = Endpoint(flow.reply_address, flow.reply_port)
+    return endpoint not in target.endpoints and endpoint not in target.others
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
