@@ -18,6 +18,7 @@ import msgspec
 
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.api import (
+    Hop,
     KernelEvents,
     LinkChange,
     LinkInfo,
@@ -557,6 +558,16 @@ class FakeLinks:
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found = [r for i in self._links() if i.netdev.ifindex == ifindex for r in i.routes]
         return [r if r.table else msgspec.structs.replace(r, table=254) for r in found]
+
+    def find_hop(self, address: str) -> Hop | None:
+        wanted, best, hop = ipaddress.ip_address(address), -1, None
+        for link in self._links():
+            connected = [RouteSpec(dst=_network(one)) for one in link.addresses] if link.netdev.up else []
+            for route in (*connected, *(r for r in link.routes if r.table in (None, 254))):
+                network = ipaddress.ip_network(route.dst, strict=False)
+                if wanted in network and network.prefixlen > best:
+                    best, hop = network.prefixlen, Hop(ifindex=link.netdev.ifindex, gateway=route.gateway)
+        return hop
 
     def has_default_route(self, ifindex: int) -> bool:
         return ifindex in self.default_route_links()

@@ -100,6 +100,13 @@ class RouteSpec(msgspec.Struct, frozen=True, kw_only=True):
     scope: int | None = None
 
 
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a packet goes first. `gateway` None: to the destination itself."""
+
+    ifindex: int
+    gateway: str | None = None
+
+
 class RuleSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A policy rule: packets from `source` (CIDR) look in `table` first (man 8 ip-rule)."""
 
@@ -159,6 +166,9 @@ class Links(Protocol):
         """(ifindex, CIDR) of every link, by one question."""
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None: ...
+
+    def find_hop(self, address: str) -> Hop | None:
+        """Where a packet to this address (no prefix) would go now; None: nowhere."""
 
     def add_rule(self, rule: RuleSpec) -> None: ...
 

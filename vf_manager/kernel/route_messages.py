@@ -7,7 +7,7 @@ import socket
 import struct
 
 from vf_manager.kernel import attributes
-from vf_manager.kernel.api import RouteSpec, RuleSpec
+from vf_manager.kernel.api import Hop, RouteSpec, RuleSpec
 
 NEWADDR, GETADDR, NEWROUTE, DELROUTE, GETROUTE = 20, 22, 24, 25, 26
 NEWRULE, DELRULE, GETRULE, GETNEXTHOP = 32, 33, 34, 106
@@ -81,6 +81,17 @@ def pack_route_query(family: int, ifindex: int | None = None) -> bytes:
     """For GETROUTE: the routes that leave by this link, or all."""
     by_link = attributes.pack_u32(_RTA_OIF, ifindex) if ifindex is not None else b""
     return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + by_link
+
+
+def pack_hop_query(address: str) -> bytes:
+    """For GETROUTE: where a packet to this address would go."""
+    family, packed, prefix = _parse_cidr(address)
+    return _RTMSG.pack(family, prefix, 0, 0, 0, 0, 0, 0, 0) + attributes.pack(_RTA_DST, packed)
+
+
+def read_hop(message: bytes) -> Hop:
+    found = attributes.read(message, _RTMSG.size)
+    return Hop(ifindex=attributes.u32(found[_RTA_OIF]), gateway=_read_gateway(message[0], found))
 
 
 def is_default(message: bytes) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from vf_manager.errors import KernelError
 from vf_manager.kernel import link_messages, route_messages
-from vf_manager.kernel.api import LinkChange, LinkInfo, LinkTraffic, NetnsHandle, RouteSpec, RuleSpec
+from vf_manager.kernel.api import Hop, LinkChange, LinkInfo, LinkTraffic, NetnsHandle, RouteSpec, RuleSpec
 from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netlink import CREATE, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns, own
@@ -143,6 +143,16 @@ class Rtnl:
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found = (route_messages.read_route(message) for message in self._dump_routes(ifindex))
         return [route for index, route in found if index == ifindex]
+
+    def find_hop(self, address: str) -> Hop | None:
+        """Unreachable, prohibited and the like: the kernel answers with the errno that a sender would get."""
+        try:
+            answer = self._netlink.get(route_messages.GETROUTE, route_messages.pack_hop_query(address))
+        except NetlinkRefusal as e:
+            if e.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+                return None
+            raise KernelError(f"find the route to {address}", e.code, e.said) from e
+        return _parsed(route_messages.read_hop, answer, f"find the route to {address}")
 
     def has_default_route(self, ifindex: int) -> bool:
         return any(map(route_messages.is_default, self._dump_routes(ifindex)))
