@@ -29,12 +29,12 @@ class ApiServer:
 
     def __init__(self, config: KubernetesConfig) -> None:
         """Raises Refused if there are no credentials. Nobody is asked anything yet."""
-        self._client = _connect(config)
+        self._client = kubernetes.client.ApiClient(connection_of(config))
         self._core = kubernetes.client.CoreV1Api(self._client)
         self._events = kubernetes.client.EventsV1Api(self._client)
 
     def read_pod(self, namespace: str, name: str) -> PodFacts:
-        with _answered(f"read pod {namespace}/{name}"):
+        with answered(f"read pod {namespace}/{name}"):
             found: Any = self._core.read_namespaced_pod(name, namespace, _request_timeout=_TIMEOUT_S)
             return PodFacts(uid=str(found.metadata.uid), annotations=dict(found.metadata.annotations or {}))
 
@@ -44,18 +44,18 @@ class ApiServer:
     def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
         """`body`: an Event of events.k8s.io/v1."""
         event: Any = dict(body)  # newer clients make their own type of it
-        with _answered(f"create an event in namespace {namespace}"):
+        with answered(f"create an event in namespace {namespace}"):
             self._events.create_namespaced_event(namespace, event, _request_timeout=_TIMEOUT_S)
 
     def patch_event(self, namespace: str, name: str, body: Mapping[str, Any]) -> None:
-        with _answered(f"patch event {namespace}/{name}"):
+        with answered(f"patch event {namespace}/{name}"):
             self._events.patch_namespaced_event(
                 name, namespace, dict(body), _content_type=_MERGE, _request_timeout=_TIMEOUT_S
             )
 
     def annotate_node(self, name: str, annotations: Mapping[str, str]) -> None:
         """Set these; others stay."""
-        with _answered(f"annotate node {name}"):
+        with answered(f"annotate node {name}"):
             self._core.patch_node(
                 name,
                 {"metadata": {"annotations": dict(annotations)}},
@@ -69,12 +69,14 @@ class ApiServer:
 
 
 @contextmanager
-def _answered(what: str) -> Iterator[None]:
+def answered(what: str) -> Iterator[None]:
     """Whatever the client raises as ApiServerError."""
     try:
         yield
     except kubernetes.client.ApiException as e:
-        raise ApiServerError(f"{what}: the API server says {e.status} {e.reason}", e.status) from e
+        raise ApiServerError(
+            f"{what}: the API server says {e.status} {e.reason}", e.status, _retry_after_s(e)
+        ) from e
     except (urllib3.exceptions.HTTPError, OSError) as e:
         raise ApiServerError(f"{what}: the API server cannot be reached: {e}") from e
     except (kubernetes.client.OpenApiException, kubernetes.config.ConfigException, ValueError) as e:
@@ -82,7 +84,14 @@ def _answered(what: str) -> Iterator[None]:
         raise ApiServerError(f"{what}: {e}") from e
 
 
-def _connect(config: KubernetesConfig) -> Any:
+def _retry_after_s(e: kubernetes.client.ApiException) -> float:
+    """As it asks for when it has too much to do; the other form, a date, is none of its."""
+    asked = str((e.headers or {}).get("Retry-After", ""))
+    return float(asked) if asked.isdecimal() else 0.0
+
+
+def connection_of(config: KubernetesConfig) -> Any:
+    """The client's Configuration, which renews a token that changes. Raises Refused."""
     settings = kubernetes.client.Configuration()
     inside, outside = kubernetes.config.load_incluster_config, kubernetes.config.load_kube_config
     load: Callable[..., None] = inside if config.kubeconfig is None else outside
@@ -95,4 +104,4 @@ def _connect(config: KubernetesConfig) -> Any:
         where = "kubernetes.kubeconfig" if config.kubeconfig else "kubernetes"
         raise Refused(f"{where}: {config.kubeconfig or '{}'} gives no way to the API server: {e}") from e
     settings.retries = False
-    return kubernetes.client.ApiClient(settings)
+    return settings
