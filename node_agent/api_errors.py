@@ -6,14 +6,16 @@ from vf_manager.errors import SriovError
 
 
 class ApiServerError(SriovError):
-    """No answer, or one that says no. `status`: the HTTP status, None if nobody answered. Transient in any
-    case: an object may come soon, and an administrator may give the right that is missing."""
+    """No answer, or one that says no. `status`: the HTTP status; None: nobody answered. `retry_after_s`: for
+    how long it wants not to be asked again. Transient in any case: an object may come soon, and an
+    administrator may give the right that is missing."""
 
     transient = True
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
 
     @property
     def is_away(self) -> bool:

@@ -30,7 +30,7 @@ class ApiServer:
 
     def __init__(self, config: KubernetesConfig) -> None:
         """Raises Refused if there are no credentials. Nobody is asked anything yet."""
-        self._client = _connect(config)
+        self._client = kubernetes.client.ApiClient(connection_of(config))
         self.contact = ApiContact()
         self._core = kubernetes.client.CoreV1Api(self._client)
         self._events = kubernetes.client.EventsV1Api(self._client)
@@ -72,7 +72,7 @@ class ApiServer:
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
         try:
-            with _answered(what):
+            with answered(what):
                 yield
         except ApiServerError as e:
             self.contact.note(e)
@@ -81,12 +81,14 @@ class ApiServer:
 
 
 @contextmanager
-def _answered(what: str) -> Iterator[None]:
+def answered(what: str) -> Iterator[None]:
     """Whatever the client raises as ApiServerError."""
     try:
         yield
     except kubernetes.client.ApiException as e:
-        raise ApiServerError(f"{what}: the API server says {e.status} {e.reason}", e.status) from e
+        raise ApiServerError(
+            f"{what}: the API server says {e.status} {e.reason}", e.status, _retry_after_s(e)
+        ) from e
     except (urllib3.exceptions.HTTPError, OSError) as e:
         raise ApiServerError(f"{what}: the API server cannot be reached: {e}") from e
     except (kubernetes.client.OpenApiException, kubernetes.config.ConfigException, ValueError) as e:
@@ -94,7 +96,14 @@ def _answered(what: str) -> Iterator[None]:
         raise ApiServerError(f"{what}: {e}") from e
 
 
-def _connect(config: KubernetesConfig) -> Any:
+def _retry_after_s(e: kubernetes.client.ApiException) -> float:
+    """As it asks for when it has too much to do; the other form, a date, is none of its."""
+    asked = str((e.headers or {}).get("Retry-After", ""))
+    return float(asked) if asked.isdecimal() else 0.0
+
+
+def connection_of(config: KubernetesConfig) -> Any:
+    """The client's Configuration, which renews a token that changes. Raises Refused."""
     settings = kubernetes.client.Configuration()
     inside, outside = kubernetes.config.load_incluster_config, kubernetes.config.load_kube_config
     load: Callable[..., None] = inside if config.kubeconfig is None else outside
@@ -107,4 +116,4 @@ def _connect(config: KubernetesConfig) -> Any:
         where = "kubernetes.kubeconfig" if config.kubeconfig else "kubernetes"
         raise Refused(f"{where}: {config.kubeconfig or '{}'} gives no way to the API server: {e}") from e
     settings.retries = False
-    return kubernetes.client.ApiClient(settings)
+    return settings

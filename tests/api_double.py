@@ -1,20 +1,25 @@
 """An API server in memory, over real HTTP: pods, nodes and Events, for whoever the rules of a role allow it.
 
-Events are checked as Kubernetes does (pkg/apis/core/validation/events.go).
+Lists and watches are in watch_cache.py. Events are checked as Kubernetes does
+(pkg/apis/core/validation/events.go).
 """
 
 import contextlib
 import json
 import re
+import select
+import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
 from node_agent.config import KubernetesConfig
+from tests.watch_cache import RESOURCES, Dropped, Object, Refused, WatchCache
 
 RBAC = Path(__file__).parent.parent / "manifests/base/rbac.yaml"
 _PATH = re.compile(
@@ -53,18 +58,11 @@ def rights_of(role: Path = RBAC) -> frozenset[Right]:
     )
 
 
-class Answer(Exception):
-    """Ends a request with a status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
-
-
 class ApiDouble:
-    """`pods`: annotations by `namespace/name`. `status`: what everybody is told instead of an answer.
+    """`pods`: annotations by `namespace/name`. `status`: what everybody is told instead of an answer, and
+    `retry_after_s`: when to come again.
 
-    `gate`: while it is clear nobody is answered.
+    `gate`: while it is clear nobody is answered. `cache`: what is listed and watched.
     """
 
     def __init__(self, rights: Iterable[Right] = EVERYTHING) -> None:
@@ -75,34 +73,44 @@ class ApiDouble:
         self.requests: list[str] = []
         self.forbidden: list[Right] = []
         self.status: int | None = None
+        self.retry_after_s: int | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.cache = WatchCache()
         self._guard = threading.Lock()
-        double = self
+        self._port = 0
+        self.come_back()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    # -- what is listed and watched; `resource` as in a path, such as "endpointslices"
 
-            def do_GET(self) -> None:
-                double._serve(self)
+    def put(self, resource: str, found: Object) -> None:
+        self.cache.put(resource, found)
 
-            do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
+    def delete(self, resource: str, key: str) -> None:
+        self.cache.delete(resource, key)
 
-            def log_message(self, *_: Any) -> None:
-                """Nothing on stderr."""
+    def forget_history(self) -> None:
+        self.cache.forget_history()
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
+    def drop_watches(self, *, in_the_middle: bool = True) -> None:
+        self.cache.drop_watches(in_the_middle=in_the_middle)
 
-            def handle_error(self, *_: Any) -> None:
-                """The client went before it had its answer."""
+    def go_away(self) -> None:
+        """Refuse connections, and end those that there are."""
+        self._http.shutdown()
+        self._http.end_connections()
+        self._http.server_close()
+        self._thread.join()
 
-        self._http = Server(("127.0.0.1", 0), Handler)
+    def come_back(self) -> None:
+        """Where it was before."""
+        self._http = _Server(("127.0.0.1", self._port), self._serve)
+        self._port = self._http.server_port
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
 
     def kubeconfig(self, folder: Path) -> KubernetesConfig:
-        url = f"http://127.0.0.1:{self._http.server_port}"
+        url = f"http://127.0.0.1:{self._port}"
         cluster = {"name": "c", "cluster": {"server": url}}
         context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
         config = {"clusters": [cluster], "users": [{"name": "u", "user": {}}], "contexts": [context]}
@@ -119,38 +127,45 @@ class ApiDouble:
 
     def stop(self) -> None:
         self.gate.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self.go_away()
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         self.requests.append(f"{request.command} {request.path}")
         length = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(length)) if length else None
         self.gate.wait()
+        answer: Object | Iterator[bytes]
         try:
             with self._guard:
                 status, answer = 200, self._answer(request, body)
-        except Answer as e:
+        except Refused as e:
             status, answer = e.status, {"kind": "Status", "code": e.status, "message": str(e)}
-        encoded = json.dumps(answer).encode()
         request.send_response(status)
         request.send_header("Content-Type", "application/json")
-        request.send_header("Content-Length", str(len(encoded)))
-        request.end_headers()
-        request.wfile.write(encoded)
+        if self.retry_after_s is not None:
+            request.send_header("Retry-After", str(self.retry_after_s))
+        if isinstance(answer, dict):
+            encoded = json.dumps(answer).encode()
+            request.send_header("Content-Length", str(len(encoded)))
+            request.end_headers()
+            request.wfile.write(encoded)
+        else:
+            request.send_header("Transfer-Encoding", "chunked")
+            request.end_headers()
+            _send_chunks(request, answer)
 
-    def _answer(self, request: BaseHTTPRequestHandler, body: Any) -> dict[str, Any]:
+    def _answer(self, request: BaseHTTPRequestHandler, body: Any) -> Object | Iterator[bytes]:
         if self.status is not None:
-            raise Answer(self.status, "as the test wants it")
-        match = _PATH.fullmatch(request.path)
+            raise Refused(self.status, "as the test wants it")
+        path, query = urlsplit(request.path).path, dict(parse_qsl(urlsplit(request.path).query))
+        match = _PATH.fullmatch(path)
         if match is None:
-            raise Answer(404, f"no such path: {request.path}")
+            raise Refused(404, f"no such path: {path}")
         group, resource, name = match["group"] or "", match["resource"], match["name"]
-        verb = _VERBS.get(request.command) or ("get" if name else "list")
+        verb = _VERBS.get(request.command) or _reading(name, query)
         self._refuse_without(Right(group, resource + (f"/{match['sub']}" if match["sub"] else ""), verb))
         if verb == "patch" and request.headers["Content-Type"] != "application/merge-patch+json":
-            raise Answer(415, "patches are merged here")
+            raise Refused(415, "patches are merged here")
         key = f"{match['namespace']}/{name}"
         match group, resource, verb:
             case "", "pods", "get":
@@ -161,23 +176,27 @@ class ApiDouble:
                 return self._create(match["namespace"], body)
             case "events.k8s.io", "events", "patch":
                 return self._count(key, body)
-        raise Answer(405, f"{verb} {group}/{resource}: nobody needs that here")
+            case _, _, "list" if (group, resource) in RESOURCES:
+                return self.cache.page(resource, query)
+            case _, _, "watch" if (group, resource) in RESOURCES:
+                return self.cache.watch(resource, query, lambda: _is_there(request))
+        raise Refused(405, f"{verb} {group}/{resource}: nobody needs that here")
 
     def _refuse_without(self, right: Right) -> None:
         if not self.rights & {right, *EVERYTHING}:
             self.forbidden.append(right)
-            raise Answer(403, f"cannot {right.verb} {right.resource} in API group {right.group!r}")
+            raise Refused(403, f"cannot {right.verb} {right.resource} in API group {right.group!r}")
 
     def _pod(self, key: str) -> dict[str, Any]:
         if key not in self.pods:
-            raise Answer(404, f"pod {key} not found")
+            raise Refused(404, f"pod {key} not found")
         namespace, name = key.split("/")
         metadata = {"namespace": namespace, "name": name, "uid": "u1", "annotations": self.pods[key]}
         return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
 
     def _annotate(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         if body.keys() != {"metadata"} or body["metadata"].keys() != {"annotations"}:
-            raise Answer(422, "only the annotations are the agent's business")
+            raise Refused(422, "only the annotations are the agent's business")
         self.nodes.setdefault(name, {}).update(body["metadata"]["annotations"])
         metadata = {"name": name, "annotations": self.nodes[name]}
         return {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
@@ -185,22 +204,79 @@ class ApiDouble:
     def _create(self, namespace: str, event: dict[str, Any]) -> dict[str, Any]:
         key = f"{namespace}/{event['metadata']['name']}"
         if key in self.events:
-            raise Answer(409, f"{key} is there already")
+            raise Refused(409, f"{key} is there already")
         if wrong := wrong_with(event, namespace):
-            raise Answer(422, wrong)
+            raise Refused(422, wrong)
         self.events[key] = event
         return event
 
     def _count(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
         if key not in self.events:
-            raise Answer(404, f"{key} not found")
+            raise Refused(404, f"{key} not found")
         series = body.get("series", {})
         if body.keys() != {"series"} or series.get("count", 0) < 2:
-            raise Answer(422, "everything but the series stays as it is; a series has two at least")
+            raise Refused(422, "everything but the series stays as it is; a series has two at least")
         if not _MICRO_TIME.fullmatch(series["lastObservedTime"]):
-            raise Answer(400, "lastObservedTime: not as RFC3339Micro wants it")
+            raise Refused(400, "lastObservedTime: not as RFC3339Micro wants it")
         self.events[key] = self.events[key] | body
         return self.events[key]
+
+
+class _Server(ThreadingHTTPServer):
+    """One that knows its connections."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], serve: Callable[[BaseHTTPRequestHandler], None]) -> None:
+        self._open: set[Any] = set()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                serve(self)
+
+            do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing on stderr."""
+
+        super().__init__(address, Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, *_: Any) -> None:
+        """The client went before it had its answer."""
+
+    def end_connections(self) -> None:
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _reading(name: str | None, query: Mapping[str, str]) -> str:
+    return "get" if name else "watch" if query.get("watch") == "true" else "list"
+
+
+def _is_there(request: BaseHTTPRequestHandler) -> bool:
+    """Whoever asked. He has nothing to say while a watch is under way, so anything to read is his end."""
+    readable, _, _ = select.select([request.connection], [], [], 0)
+    return not readable
+
+
+def _send_chunks(request: BaseHTTPRequestHandler, chunks: Iterator[bytes]) -> None:
+    try:
+        for chunk in chunks:
+            request.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        request.wfile.write(b"0\r\n\r\n")
+    except Dropped:
+        request.close_connection = True
 
 
 def wrong_with(event: Mapping[str, Any], namespace: str) -> str | None:

@@ -327,6 +327,20 @@ def test_the_rights_are_the_agents() -> None:
     assert one(objects, "DaemonSet")["metadata"]["namespace"] == account["namespace"]
 
 
+def test_in_pod_adds_rights_for_the_same_agent() -> None:
+    """That each is needed, and no other, is in tests/test_cluster_watch.py."""
+    folder = MANIFESTS / "components/in-pod"
+    (kustomization,) = read_objects(folder / "kustomization.yaml")
+    objects = [found for name in kustomization["resources"] for found in read_objects(folder / name)]
+    for version in (OLDEST, NEWEST):
+        for candidate in objects:
+            validate(candidate, version)
+    base, binding = one(render(BASE), "ClusterRoleBinding"), one(objects, "ClusterRoleBinding")
+    assert binding["subjects"] == base["subjects"]
+    assert binding["roleRef"] == base["roleRef"] | {"name": one(objects, "ClusterRole")["metadata"]["name"]}
+    assert len(by_name([*render(BASE), *objects])) == len(render(BASE)) + len(objects)
+
+
 # -- examples
 
 
