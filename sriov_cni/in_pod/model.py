@@ -65,26 +65,35 @@ class PortRange(msgspec.Struct, frozen=True, order=True):
     high: int = 65535
 
 
-class Peers(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom a rule is about: pods by their addresses, ranges, and (egress with a named port) single ports of
-    single pods."""
+class Peers(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
+    """Whom a rule is about: pods by their addresses, and ranges."""
 
+    name: str = ""  # the same as long as the policies say the same, whatever pods there are
     addresses: frozenset[str] = frozenset()
     ranges: tuple[IpRange, ...] = ()  # sorted, without overlap
 
 
-class Allow(msgspec.Struct, frozen=True, kw_only=True):
+class Direction(StrEnum):
+    INGRESS = "Ingress"
+    EGRESS = "Egress"
+
+
+class Allow(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """Something that is let through: these peers on these ports. `peers` None: everybody; `ports` None: all
-    protocols, ICMP too. `sockets`: (address, protocol, port) besides, for egress by named ports."""
+    protocols, ICMP too. `sockets`: (address, protocol, port) besides, for egress by the ports `named`."""
 
     policy: str  # namespace/name
+    rule: int = 0  # which of the policy's rules of that direction, from 0
     peers: Peers | None = None
-    ports: tuple[PortRange, ...] | None = None
+    ports: tuple[PortRange, ...] | None = None  # sorted, without overlap
+    named: tuple[str, ...] = ()  # such as http/TCP
     sockets: frozenset[tuple[str, Proto, int]] = frozenset()
 
 
-class PodPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """None: this direction is not isolated, all is let through. (): nothing is."""
+class PodPolicy(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
+    """None: this direction is not isolated, all is let through. (): nothing is. `problems`: what of the
+    policies could not be understood, and so lets nothing through."""
 
     ingress: tuple[Allow, ...] | None = None
     egress: tuple[Allow, ...] | None = None
+    problems: tuple[str, ...] = ()

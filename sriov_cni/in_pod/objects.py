@@ -148,6 +148,7 @@ class ContainerPort(ApiObject, frozen=True, kw_only=True):
 
 class Container(ApiObject, frozen=True, kw_only=True):
     ports: tuple[ContainerPort, ...] = ()
+    restart_policy: str = ""  # of an init container: `Always` makes it a sidecar
 
 
 class PodSpec(ApiObject, frozen=True, kw_only=True):
