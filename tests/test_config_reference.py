@@ -21,7 +21,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "Limits": {},
     "NetworkKeys": {"name": "blue", "pools": ["fast"]},
 }
-NEEDS = {
+NEEDS: dict[str, dict[str, Any]] = {
     "vlanQoS": {"vlan": 5},
     "vlanProto": {"vlan": 5},
     "min_tx_rate": {"max_tx_rate": 0},

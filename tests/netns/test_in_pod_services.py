@@ -108,7 +108,10 @@ def test_a_service_of_both_families_and_several_ports(scene: Scene, proto: str) 
 
 
 def test_connections_are_spread_or_stay_where_they_were(scene: Scene) -> None:
-    sticky = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}
+    sticky: dict[str, Any] = {
+        "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+    }
     scene.put(service("spread", VIP), endpoints("spread", *FAR))
     scene.put(service("sticky", "10.96.0.20", **sticky), endpoints("sticky", *FAR))
     pod = scene.pod()
@@ -154,7 +157,7 @@ def test_a_flow_of_udp_moves_on_when_its_endpoint_is_gone(scene: Scene) -> None:
 
 
 def test_all_the_addresses_of_a_service(scene: Scene) -> None:
-    outside = {
+    outside: dict[str, Any] = {
         "type": "LoadBalancer",
         "externalIPs": ["192.0.2.7"],
         "externalTrafficPolicy": "Local",
