@@ -34,6 +34,7 @@ from node_agent.provisioning import Provisioning
 from node_agent.settings import Node, Settings, close_api, make_settings
 from node_agent.status_file import STATUS_FILE, AgentStatus, StatusFile, pool_states, provisioned
 from node_agent.supervisor import Supervisor
+from node_agent.trace import TRACE, Tracer
 from node_agent.vf_holders import vf_holders
 from node_agent.vf_traffic import VfTraffic
 from sriov_cni.attach import Attacher
@@ -133,6 +134,7 @@ class Agent:
                 plugins=plugins,
                 rules=self.rules.keeper,
             )
+            self._tracer = Tracer(kernel, self.rules.keeper, self._attacher.attachments)
             self.events = EventPoster(lambda: self._settings.api, presence.node_name, log)
             self._recorder = EventRecorder(
                 self.events, self._attacher.attachments_of, lambda: self._keeper.current
@@ -355,6 +357,8 @@ class Agent:
 
     def _serve(self, request: CniRequest) -> CniReply:
         """The whole call by the settings that are in force at its beginning."""
+        if request.env.get("CNI_COMMAND") == TRACE:
+            return self._tracer.serve(request)
         began = time.monotonic()
         reply = self._metrics.serve(self._settings.handler, request)
         if request.env.get("CNI_COMMAND") == Command.ADD and reply.exit_code == 0:

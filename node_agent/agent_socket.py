@@ -9,7 +9,7 @@ import msgspec
 from sriov_cni import wire
 from sriov_cni.messages import CniRequest
 from sriov_cni.spec import NEWEST_VERSION, OWN_NAMES
-from vf_manager.errors import SriovError
+from vf_manager.errors import Busy, Refused, SriovError
 
 _ENV = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/opt/cni/bin"}
 _CONF = {"cniVersion": NEWEST_VERSION, "name": "sriovctl", "type": OWN_NAMES[0]}
@@ -25,7 +25,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 def ask_agent(path: Path, timeout_s: float = 2.0) -> Answer:
     """Never raises: that it is silent is an answer, too."""
     try:
-        reply = wire.decode_reply(_exchange(path, timeout_s))
+        reply = wire.decode_reply(_exchange(path, _ENV, json.dumps(_CONF).encode(), timeout_s))
         if reply.exit_code == 0:
             return Answer()
         return Answer(not_ready=str(json.loads(reply.stdout)["msg"]))
@@ -37,8 +37,19 @@ def ask_agent(path: Path, timeout_s: float = 2.0) -> Answer:
         return Answer(silent=f"{path}: the answer is none of an agent of this release: {e}")
 
 
-def _exchange(path: Path, timeout_s: float) -> bytes:
-    frame = wire.encode_request(CniRequest(_ENV, json.dumps(_CONF).encode(), None))
+def ask_for(path: Path, command: str, question: bytes, timeout_s: float = 10.0) -> bytes:
+    """What the agent answers to a command of ours. Raises Busy: nobody answers; Refused: it says no."""
+    try:
+        reply = wire.decode_reply(_exchange(path, {"CNI_COMMAND": command}, question, timeout_s))
+    except OSError as e:
+        raise Busy(f"{path}: {e.strerror or 'no answer in time'}; is the agent running?") from e
+    if reply.exit_code != 0:
+        raise Refused(str(json.loads(reply.stdout)["msg"]))
+    return reply.stdout
+
+
+def _exchange(path: Path, env: dict[str, str], stdin: bytes, timeout_s: float) -> bytes:
+    frame = wire.encode_request(CniRequest(env, stdin, None))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout_s)
         client.connect(str(path))

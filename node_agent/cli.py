@@ -16,6 +16,7 @@ from node_agent.cli_pfs import pfs_command
 from node_agent.cli_plan import add_commands
 from node_agent.cli_status import status_command
 from node_agent.cli_top import top_command
+from node_agent.cli_trace import trace_command
 from node_agent.cli_validate import validate_command
 from node_agent.terminal import FAILED, fail, new_console, new_table, print_json
 from sriov_cni.attachment import Attachment
@@ -58,6 +59,7 @@ def vfs(
 app.command("status")(status_command)
 app.command("pfs")(pfs_command)
 app.command("attachments")(attachments_command)
+app.command("trace")(trace_command)
 app.command("top")(top_command)
 app.command("gc")(gc_command)
 app.command("doctor")(doctor_command)
