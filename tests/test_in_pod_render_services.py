@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Iterator
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sriov_cni.in_pod.model import Endpoint, Frontend, ServiceTable, Target
 from sriov_cni.in_pod.objects import EndpointSlice, Proto, Service
 from sriov_cni.in_pod.render_services import Rendered, ServiceRenderer, render_services
 from sriov_cni.in_pod.service_chains import SERVICE_IFS
+from sriov_cni.in_pod.service_endpoints import Place
 from sriov_cni.in_pod.services import ServiceCompiler
 from tests.golden_files import assert_golden
-from tests.service_world import DNS, HERE, WEB, clusters, compile_here, make_service, make_slice
+from tests.service_world import DNS, HERE, WEB, clusters, compile_here, endpoint, make_service, make_slice
 from vf_manager.kernel.nft import Dnat, DnatRemembered, In, Random, Table, Verdict, VerdictMap
 from vf_manager.kernel.nft_text import as_text, decode_value
 
@@ -77,7 +79,7 @@ def test_a_reason_alone_is_no_change_of_the_rules() -> None:
     renderer = ServiceRenderer()
     before, after = (
         renderer.render(ServiceTable(targets={frontend: Target(service="a/b", endpoints=endpoints, why=why)}))
-        for why in ("", "by their hints those for zone a")
+        for why in ("", "those with a hint for zone a")
     )
     assert all(after[0][name] is before[0][name] for name in before[0])
 
@@ -95,6 +97,19 @@ def test_what_is_remembered_changes_nothing(first: Objects, second: Objects) -> 
     for services, slices in (first, second, first):
         table = ServiceCompiler().compile(services, slices, HERE)
         assert renderer.render(table) == render_services(table)
+
+
+@given(st.text() | st.from_regex(r"\A[0-9a-f.:/%\x00]*\Z"))
+def test_whatever_is_written_where_an_address_belongs_can_be_rendered(written: str) -> None:
+    service = make_service(
+        clusterIPs=["10.96.0.10", written],
+        externalIPs=[written],
+        loadBalancerSourceRanges=[written],
+        status={"loadBalancer": {"ingress": [{"ip": written}, {"ip": "203.0.113.1"}]}},
+    )
+    slice_ = make_slice(endpoint(written), "10.1.0.1")
+    sets, _ = render_services(compile_here(service, slice_, place=Place("here", None, (written,))))
+    assert len(sets["services4"].entries) >= 2
 
 
 @few

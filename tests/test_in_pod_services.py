@@ -481,7 +481,7 @@ def test_what_is_told_of_a_target() -> None:
     )
     target = table.targets[Frontend(Proto.UDP, "10.96.0.10", 53)]
     assert (target.service, target.port_name, target.origin) == ("shop/web", "dns", Origin.CLUSTER_IP)
-    assert target.why == "traffic policy Local: those on this node alone"
+    assert target.why == "traffic policy Local: those on this node"
     assert target.others == (Endpoint("10.1.0.2", 53), Endpoint("10.1.0.3", 53))
     assert {one.origin for one in table.targets.values()} == {
         Origin.CLUSTER_IP,
@@ -504,6 +504,16 @@ def test_nothing_changed_is_the_same_table() -> None:
     again = {"shop/web-1": msgspec.json.decode(msgspec.json.encode(TWO), type=EndpointSlice)}
     assert again["shop/web-1"] is not TWO
     assert compiler.compile(dict(services), again, HERE) is table
+
+
+def test_a_change_that_means_nothing_is_the_same_table() -> None:
+    """A slice has an annotation with the time of its last change."""
+    compiler = ServiceCompiler()
+    services = by_key(make_service())
+    table = compiler.compile(services, {"shop/web-1": TWO}, HERE)
+    meta = msgspec.structs.replace(TWO.metadata, resource_version="8", annotations={"any": "thing"})
+    again = msgspec.structs.replace(TWO, metadata=meta)
+    assert compiler.compile(services, {"shop/web-1": again}, HERE) is table
 
 
 def test_targets_that_did_not_change_are_the_same_objects() -> None:
@@ -532,6 +542,12 @@ def test_another_zone_is_another_table() -> None:
     for place, expected in ((HERE, "10.1.0.1:8080"), (Place("here", "zone-b"), "10.1.0.2:8080")):
         table = compiler.compile(by_key(make_service()), {"shop/web-1": slice_}, place)
         assert told(table) == at_cluster_ip(expected)
+
+
+def test_nothing_is_left_where_node_and_services_change_at_once() -> None:
+    compiler = ServiceCompiler()
+    compiler.compile(by_key(make_service()), {}, HERE)
+    assert told(compiler.compile({}, {}, Place("here", "zone-b"))) == {}
 
 
 # --- properties -------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ TABLE = compile_here(
             53,
             [
                 "UDP 10.96.0.10:53 is the ClusterIP of service shop/dns port dns",
-                "translated: by their hints those for zone zone-a",
+                "translated: those with a hint for zone zone-a",
                 "  to 10.1.0.1:5353",
             ],
         ),
@@ -86,7 +86,7 @@ TABLE = compile_here(
             80,
             [
                 "TCP 10.96.0.11:80 is the ClusterIP of service shop/local port web",
-                "dropped: traffic policy Local: no endpoint on this node, others have some",
+                "dropped: traffic policy Local: there are endpoints, but none on this node",
             ],
         ),
         (

@@ -56,19 +56,18 @@ def claims_of(service: Service, slices: Sequence[EndpointSlice], place: Place) -
 
 
 def keep_equal(new: Claims, old: Claims) -> Claims:
-    """The new claims, with the old target, the very object, where it is equal."""
-    known = dict(old.external + old.internal)
-    return msgspec.structs.replace(
-        new, internal=_keep_equal(new.internal, known), external=_keep_equal(new.external, known)
-    )
+    """The new claims with the old objects for all that is equal: the whole, or single targets."""
+    if new == old:
+        return old
+    known = dict(old.internal + old.external)
+    return Claims(new.addresses, _keep_equal(new.internal, known), _keep_equal(new.external, known))
 
 
 def _keep_equal(claims: Iterable[Claim], known: Mapping[Frontend, Target]) -> tuple[Claim, ...]:
-    return tuple((frontend, _older(known.get(frontend), target)) for frontend, target in claims)
-
-
-def _older(old: Target | None, new: Target) -> Target:
-    return old if old is not None and old == new else new
+    return tuple(
+        (frontend, known[frontend] if known.get(frontend) == target else target)
+        for frontend, target in claims
+    )
 
 
 def _external(

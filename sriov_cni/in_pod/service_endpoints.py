@@ -112,21 +112,21 @@ def choose_on_node(candidates: Sequence[Candidate]) -> Choice:
     local = [one for one in candidates if one.local]
     ready = [one for one in local if one.ready]
     if ready:
-        return _choice(ready, candidates, "traffic policy Local: those on this node alone")
+        return _choice(ready, candidates, "traffic policy Local: those on this node")
     if any(one.last_resort for one in local):
         chosen = [one for one in local if one.last_resort]
         return _choice(
-            chosen, candidates, "traffic policy Local, none ready on this node: those that still end"
+            chosen, candidates, "traffic policy Local: terminating ones on this node that still serve"
         )
     if any(one.ready or one.last_resort for one in candidates):
-        why = "traffic policy Local: no endpoint on this node, others have some"
+        why = "traffic policy Local: there are endpoints, but none on this node"
         return Choice(elsewhere=True, serving=_serving(candidates), why=why)
     return _last_resort(candidates)
 
 
 def _last_resort(candidates: Sequence[Candidate]) -> Choice:
     chosen = [one for one in candidates if one.last_resort]
-    why = "none is ready: those that end but still answer" if chosen else "no endpoint is ready"
+    why = "none is ready: terminating ones that still serve" if chosen else "no endpoint is ready"
     return _choice(chosen, candidates, why)
 
 
@@ -153,6 +153,6 @@ def _topologies(place: Place) -> Iterator[tuple[Near, str]]:
         zones = one.hints.for_zones if one.hints else ()
         return any(hint.name == place.zone for hint in zones) if zones else None
 
-    yield for_node, f"by their hints those for node {place.node}"
+    yield for_node, f"those with a hint for node {place.node}"
     if place.zone:
-        yield for_zone, f"by their hints those for zone {place.zone}"
+        yield for_zone, f"those with a hint for zone {place.zone}"

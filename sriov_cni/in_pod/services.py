@@ -53,16 +53,17 @@ class ServiceCompiler:
     def compile(
         self, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice], place: Place
     ) -> ServiceTable:
-        before = self._compiled if place == self._place else {}
-        slices_of = _by_service(slices)
+        if place != self._place:
+            self._place, self._compiled, self._table = place, {}, ServiceTable()
+        before, slices_of = self._compiled, _by_service(slices)
         after: dict[str, _Compiled] = {}
         for key in sorted(services):
             if _is_ours(services[key]):
                 own = tuple(slices_of.get(key, ()))
                 after[key] = _compile(services[key], own, place, before.get(key))
-        if after.keys() != before.keys() or any(after[key] is not before[key] for key in after):
+        if after.keys() != before.keys() or any(after[key].claims is not before[key].claims for key in after):
             self._table = _merge(after.values())
-        self._place, self._compiled = place, after
+        self._compiled = after
         return self._table
 
 
