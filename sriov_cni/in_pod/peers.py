@@ -5,10 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+from sriov_cni.in_pod.ip_ranges import Span, find_span
 from sriov_cni.in_pod.objects import Cluster, Container, Pod, Proto
 from sriov_cni.in_pod.selectors import LabelIndex, Requirements
 
 NamedPort = tuple[str, Proto]
+Socket = tuple[str, Proto, int]
 _ENDED = ("Succeeded", "Failed")  # the address may be another pod's by now
 
 
@@ -41,6 +43,7 @@ class PeerIndex:
             self._by_namespace[pod.metadata.namespace].add(key)
         self._namespaces = LabelIndex({key: n.metadata.labels for key, n in cluster.namespaces.items()})
         self._selected: dict[tuple[Requirements, Requirements | str], frozenset[str]] = {}
+        self._known_sockets: dict[object, frozenset[Socket]] = {}
         self._known_addresses: dict[frozenset[str], frozenset[str]] = {}
 
     def select(self, pods: Requirements, namespaces: Requirements | str) -> frozenset[str]:
@@ -65,13 +68,21 @@ class PeerIndex:
             self._known_addresses[keys] = found
         return found
 
-    def sockets(self, port: NamedPort) -> Iterator[tuple[str, str, int]]:
-        """Whoever calls a port so: key of the pod, address, number."""
-        return (
-            (key, address, number)
-            for key, number in self._by_port.get(port, ())
-            for address in self._addresses[key]
-        )
+    def sockets(
+        self, ports: tuple[NamedPort, ...], pods: frozenset[str] | None, spans: tuple[Span, ...]
+    ) -> frozenset[Socket]:
+        """What these pods (None: all), and those whose address is in `spans`, call one of the ports."""
+        key = ports, pods, spans
+        found = self._known_sockets.get(key)
+        if found is None:
+            found = self._known_sockets[key] = frozenset(
+                (address, port[1], number)
+                for port in ports
+                for pod, number in self._by_port.get(port, ())
+                for address in self._addresses[pod]
+                if pods is None or pod in pods or (spans and find_span(address, spans))
+            )
+        return found
 
     @cached_property
     def _by_port(self) -> dict[NamedPort, list[tuple[str, int]]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from sriov_cni.in_pod.ip_ranges import Span, find_span, read_block, to_range, unite
+from sriov_cni.in_pod.ip_ranges import Span, read_block, to_range, unite
 from sriov_cni.in_pod.model import Allow, Direction, Peers, PortRange
 from sriov_cni.in_pod.objects import EgressRule, IngressRule, NetworkPolicy, Peer, PolicyPort, Proto
 from sriov_cni.in_pod.peers import NamedPort, PeerIndex
@@ -89,21 +89,16 @@ class _Reader:
         path = f"spec.egress[{at}]"
         numbers, names = self._read_ports(rule.ports, path)
         peers, pods, spans = self._read_peers(rule.to, f"{path}.to")
-        sockets = frozenset(
-            (address, name[1], number)
-            for name in names
-            for pod, address, number in self._index.sockets(name)
-            if peers is None or pod in pods or (spans and find_span(address, spans))
-        )
+        sockets = self._index.sockets(names, pods, spans)
         named = tuple(f"{name}/{proto}" for name, proto in names)
         return Allow(policy=self._key, rule=at, peers=peers, ports=numbers, named=named, sockets=sockets)
 
     def _read_peers(
         self, peers: Sequence[Peer] | None, path: str
-    ) -> tuple[Peers | None, frozenset[str], tuple[Span, ...]]:
+    ) -> tuple[Peers | None, frozenset[str] | None, tuple[Span, ...]]:
         """Also the keys of the pods, and the ranges as numbers."""
         if not peers:
-            return None, frozenset(), ()
+            return None, None, ()
         pods: list[frozenset[str]] = []
         spans: list[Span] = []
         for at, peer in enumerate(peers):
