@@ -45,8 +45,8 @@ class Leg(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """`first`: the way of the destination as it is, before any service. `service`: what services make of it, in
-    lines. `legs`: where it may end then."""
+    """`first`: the way of the destination as it is, before any service. `service`: what services make of it,
+    in lines. `legs`: where it may end then."""
 
     pod: str
     destination: str

@@ -2,8 +2,9 @@
 
 import pytest
 
-from sriov_cni.in_pod.stale_flows import UdpFlow, stale_flows
+from sriov_cni.in_pod.stale_flows import stale_flows
 from tests.service_world import DNS, compile_here, ending, make_service, make_slice, unready
+from vf_manager.kernel.api import Flow, FlowSide
 
 PORTS = [{"name": "dns", "protocol": "UDP", "port": 5353}]
 TABLE = compile_here(
@@ -17,10 +18,9 @@ TABLE = compile_here(
 )
 
 
-def flow(to: tuple[str, int], answers: tuple[str, int], translated: bool = True) -> UdpFlow:
-    return UdpFlow(
-        address=to[0], port=to[1], reply_address=answers[0], reply_port=answers[1], translated=translated
-    )
+def flow(to: tuple[str, int], answers: tuple[str, int], translated: bool = True) -> Flow:
+    pod = ("fd56::7" if ":" in to[0] else "10.56.0.7", 40000)
+    return Flow(17, FlowSide(*pod, *to), FlowSide(*answers, *pod), dnat=translated)
 
 
 CLUSTER_IP = ("10.96.0.10", 53)

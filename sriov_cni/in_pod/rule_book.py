@@ -12,7 +12,7 @@ import msgspec
 from sriov_cni.in_pod.model import PodPolicy, ServiceTable
 from sriov_cni.in_pod.objects import ZONE_LABEL, Cluster, Node, Pod
 from sriov_cni.in_pod.policies import PolicyCompiler
-from sriov_cni.in_pod.render_policy import render_policy
+from sriov_cni.in_pod.render_policy import PolicyRenderer
 from sriov_cni.in_pod.render_services import ServiceRenderer
 from sriov_cni.in_pod.service_endpoints import Place
 from sriov_cni.in_pod.services import ServiceCompiler
@@ -45,13 +45,13 @@ class RuleBook:
         services: ServiceTable,
         parts: Parts,
         policies: PolicyCompiler,
-        host: frozenset[str],
+        renderer: PolicyRenderer,
     ) -> None:
         self.cluster = cluster
         self.services = services
         self._parts = parts
         self._policies = policies
-        self._host = host
+        self._renderer = renderer
         self._guard = threading.Lock()
 
     def policy_for(self, ask: Ask) -> PodPolicy:
@@ -65,28 +65,32 @@ class RuleBook:
     def table_for(self, ask: Ask) -> Table:
         parts = [self._parts] if ask.services else []
         if ask.policy:
-            parts.append(Parts(*render_policy(self.policy_for(ask), self._host)))
-        return assemble(ask.services, ask.policy, tuple(parts))
+            policy = self.policy_for(ask)
+            with self._guard:
+                found = self._renderer.render(policy)
+            parts.append(Parts(found.sets, found.chains))
+        return assemble(ask.services, ask.policy, parts)
 
 
 class RuleBooks:
-    """Reads snapshots, one after the other. `host_addresses`: those that this node's kubelet may probe
-    from."""
+    """Reads snapshots, one after the other; for one thread at a time."""
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._services = ServiceCompiler()
         self._renderer = ServiceRenderer()
         self._policies: PolicyCompiler | None = None
+        self._policy_renderer: PolicyRenderer | None = None
 
     def read(self, cluster: Cluster, host_addresses: Iterable[str]) -> RuleBook:
-        """For one thread at a time."""
+        """`host_addresses`: those that this node's kubelet may probe from, besides what the cluster says."""
         own = node_addresses(cluster.node)
         zone = cluster.node.metadata.labels.get(ZONE_LABEL) if cluster.node else None
         table = self._services.compile(cluster.services, cluster.slices, Place(self._node, zone, own))
         self._policies = PolicyCompiler(cluster, self._policies)
+        self._policy_renderer = PolicyRenderer({*own, *host_addresses}, self._policy_renderer)
         parts = Parts(*self._renderer.render(table))
-        return RuleBook(cluster, table, parts, self._policies, frozenset((*own, *host_addresses)))
+        return RuleBook(cluster, table, parts, self._policies, self._policy_renderer)
 
 
 def node_addresses(node: Node | None) -> tuple[str, ...]:

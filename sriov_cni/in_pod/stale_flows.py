@@ -7,36 +7,25 @@ What is deleted here is translated anew, or rejected, with its next packet.
 
 from collections.abc import Iterable
 
-import msgspec
-
 from sriov_cni.in_pod.model import Endpoint, Frontend, ServiceTable
 from sriov_cni.in_pod.objects import Proto
+from vf_manager.kernel.api import Flow
 
 
-class UdpFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a pod's connection tracking: where its process sent to, and who answers. `translated`: the
-    destination was changed (IPS_DST_NAT)."""
-
-    address: str
-    port: int
-    reply_address: str
-    reply_port: int
-    translated: bool
-
-
-def stale_flows(flows: Iterable[UdpFlow], table: ServiceTable) -> list[UdpFlow]:
+def stale_flows(flows: Iterable[Flow], table: ServiceTable) -> list[Flow]:
     return [flow for flow in flows if _is_stale(flow, table)]
 
 
-def _is_stale(flow: UdpFlow, table: ServiceTable) -> bool:
+def _is_stale(flow: Flow, table: ServiceTable) -> bool:
     """As with kube-proxy, a flow lives on for as long as its endpoint answers, even if new ones would go
     elsewhere. One that was not translated, and is to a frontend, began before there was the service."""
-    if _is_loopback(flow.reply_address):
+    sent, answers = flow.original, flow.reply
+    if _is_loopback(answers.source):
         return False  # no endpoint is there: rules of the pod's own, such as a proxy's beside it
-    target = table.targets.get(Frontend(Proto.UDP, flow.address, flow.port))
+    target = table.targets.get(Frontend(Proto.UDP, sent.destination, sent.destination_port))
     if target is None:
-        return flow.translated
-    endpoint = Endpoint(flow.reply_address, flow.reply_port)
+        return flow.dnat
+    endpoint = Endpoint(answers.source, answers.source_port)
     return endpoint not in target.endpoints and endpoint not in target.others
 
 

@@ -1,15 +1,15 @@
 """Pure: the one table of a pod, put together from what is the same for every pod and what is its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from sriov_cni.in_pod.render_policy import POLICY_IFS
+from sriov_cni.in_pod.service_chains import SERVICE_IFS
 from vf_manager.kernel.nft import Chain, Elements, Table, Type
 from vf_manager.model import IfName
 
 TABLE = "sriov_underlay"
-SERVICE_IFS = "service_ifs"
-POLICY_IFS = "policy_ifs"
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -19,9 +19,8 @@ class Parts(msgspec.Struct, frozen=True):
     chains: Mapping[str, Chain] = {}
 
 
-def assemble(
-    service_ifs: frozenset[IfName], policy_ifs: frozenset[IfName], parts: tuple[Parts, ...]
-) -> Table:
+def assemble(service_ifs: frozenset[IfName], policy_ifs: frozenset[IfName], parts: Iterable[Parts]) -> Table:
+    """`service_ifs`, `policy_ifs`: the pod's interfaces that they are for."""
     sets: dict[str, Elements] = {}
     chains: dict[str, Chain] = {}
     for name, interfaces in ((SERVICE_IFS, service_ifs), (POLICY_IFS, policy_ifs)):
