@@ -15,12 +15,16 @@ from sriov_cni.attachment import Attachment
 from sriov_cni.chain import FallbackChain
 from sriov_cni.executor import Checkpoint, no_checkpoint
 from sriov_cni.handler import CniHandler
+from sriov_cni.in_pod.keeper import RuleKeeper
+from sriov_cni.in_pod.rule_book import RuleBooks
 from sriov_cni.limits import Limits
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.network import parse_networks
 from sriov_cni.pod_attach import PodAttacher
 from sriov_cni.pod_vfs import PodVfs
 from sriov_cni.spec import NotReady
+from tests.cluster_objects import endpoints, service
+from tests.fake_cluster import FakeCluster
 from tests.fake_kernel import FakeKernel
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import PciAddress
@@ -70,11 +74,13 @@ class State:
     links: dict[int, list[tuple[object, ...]]]
     leases: list[str]
     records: list[str]
+    tables: dict[int, list[str]]  # of nftables, by namespace
 
     def without(self, netns: int) -> "State":
         """The same, after that namespace is gone."""
         links = {number: found for number, found in self.links.items() if number != netns}
-        return dataclasses.replace(self, links=links)
+        tables = {number: found for number, found in self.tables.items() if number != netns}
+        return dataclasses.replace(self, links=links, tables=tables)
 
 
 @dataclasses.dataclass
@@ -119,10 +125,19 @@ class World:
         self.limits: dict[str, Limits] = {}
         self.fallback: FallbackChain | None = None
         self.boot_id = "boot-1"
+        self.cluster = FakeCluster(service("web", "10.96.0.10"), endpoints("web", "10.56.0.7"))
         self.start_agent()
 
     def start_agent(self, checkpoint: Checkpoint = no_checkpoint) -> None:
         log = quiet_log()
+        books = RuleBooks("node-1")
+        self.rules = RuleKeeper(
+            self.kernel,
+            self.cluster,
+            lambda cluster: books.read(cluster, ()),
+            log,
+            lambda ruled, why, *, failed: None,
+        )
         self.records = HookedStore(self.root / "attachments", checkpoint)
         self.attacher = Attacher(
             self.kernel,
@@ -132,8 +147,10 @@ class World:
             log,
             boot_id=self.boot_id,
             lease_dir=self.root / "leases",
+            rules=self.rules,
             checkpoint=checkpoint,
         )
+        self.rules.recover(self.attacher.attachments())
         pods = PodAttacher(
             self.attacher,
             PodVfs(self.kubelet, {"x/pool": "pool"}, self.pools_of),
@@ -186,7 +203,8 @@ class World:
     def state(self) -> "State":
         """What must be as before once an attachment is gone."""
         functions, links = self.kernel.snapshot()
-        return State(functions, links, self.leases(), self.records.list_keys())
+        tables = {number: sorted(found) for number, found in self.kernel.nft.items() if found}
+        return State(functions, links, self.leases(), self.records.list_keys(), tables)
 
 
 def conf_of(device: str, **options: Any) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class FakeKernel:
         Done when it returns; the kernel waits for the last descriptor and then does it in the background.
         """
         links = self.namespaces.pop(number)
+        self.nft.pop(number, None)
         self.paths = {path: n for path, n in self.paths.items() if n != number}
         for link in links:
             if link.parent is not None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from sriov_cni.messages import CniReply
+from tests.cluster_objects import pod as cluster_pod
 from tests.cni_world import PF0, PF1, Died, World, conf_of, result_of
 from vf_manager.errors import KernelError
 from vf_manager.model import PciAddress
@@ -29,7 +30,8 @@ OPTIONS = {
 }
 
 
-KINDS = ("one", "lone", "several")
+KINDS = ("one", "lone", "several", "ruled")
+RULES = {"services": "in-pod", "policy": "in-pod", "syncTimeout": 0}
 
 
 class Point:
@@ -58,7 +60,7 @@ class Sweep:
     """One node, one pod, one VF with altnames; `restart` hooks a point into every place that can fail.
 
     `kind`: "lone": the VF is one without a PF; "several": the pod has two more, of both PFs, and the call
-    names none: the kubelet does.
+    names none: the kubelet does; "ruled": it has services and policy.
     """
 
     def __init__(self, root: Path, kind: str = "one") -> None:
@@ -74,6 +76,10 @@ class Sweep:
             self.options = {key: OPTIONS[key] for key in ("mac", "mtu")}
         self.conf = conf_of(self.vf, **self.options)
         self.args = ""
+        if kind == "ruled":
+            self.conf = conf_of(self.vf, vlan=100, **RULES)
+            self.args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p"
+            self.world.cluster.put(cluster_pod("p"))
         if kind == "several":
             others = [self.world.vfs(PF0)[4], self.world.vfs(PF1)[0]]
             self.world.kubelet.there = True

@@ -97,10 +97,14 @@ class RuleKeeper:
         """At start: whoever may have rules, by the records. Half-done ones are about to be taken back."""
         for record in records:
             if (ruled := ruled_of(record)) is not None:
-                with self._locked(record.sandbox) as rules:
-                    rules.interfaces[ruled.ifname] = ruled
-                    rules.is_there = True
+                self.adopt(record.sandbox, ruled)
         self._marked.set()
+
+    def adopt(self, sandbox: Sandbox, ruled: Ruled) -> None:
+        """An interface that has rules already."""
+        with self._locked(sandbox) as rules:
+            rules.interfaces[ruled.ifname] = ruled
+            rules.is_there = True
 
     def options(self) -> list[InPod]:
         """What the pods ask for that have rules."""
@@ -129,7 +133,8 @@ class RuleKeeper:
         with self._locked(sandbox) as rules:
             rules.interfaces.pop(ifname, None)
             if netns is not None and rules.interfaces:
-                self._bring_up_to_date(rules, netns, self._current())
+                if self._may_renew(rules):
+                    self._bring_up_to_date(rules, netns, self._current())
             elif netns is not None and rules.is_there:
                 self._kernel.delete_nft_table(netns, TABLE)
                 rules.is_there = False
@@ -199,13 +204,8 @@ class RuleKeeper:
                 self._bring_up_to_date(rules, netns, book)
 
     def _may_renew(self, rules: _PodRules) -> bool:
-        """Never by a cluster that is not known: a policy that has not been heard of lets everything
-        through."""
-        if rules.is_there and rules.applied is None:
-            return all(
-                self._source.known(r.options) is not Knowledge.NOTHING for r in rules.interfaces.values()
-            )
-        return True
+        """Never by a cluster that is not known: a policy that was not heard of lets everything through."""
+        return all(self._source.known(r.options) is not Knowledge.NOTHING for r in rules.interfaces.values())
 
     def _bring_up_to_date(self, rules: _PodRules, netns: NetnsHandle, book: RuleBook) -> None:
         rules.pod = self._find_pod(rules, book.cluster) or rules.pod
