@@ -118,11 +118,11 @@ class WatchCache:
                 raise Refused(504, "Too large resource version")
             version, rest = self._page_of(resource, query)
             limit = int(query.get("limit") or 0) or len(rest)
-            metadata = {"resourceVersion": str(version)}
+            metadata: Object = {"resourceVersion": str(version)}
             if rest[limit:]:
                 token = f"page-{next(self._names)}"
                 self._pages[token] = (version, rest[limit:])
-                metadata |= {"continue": token, "remainingItemCount": str(len(rest[limit:]))}
+                metadata |= {"continue": token, "remainingItemCount": len(rest[limit:])}
             return {"kind": "List", "metadata": metadata, "items": rest[:limit]}
 
     def watch(self, resource: str, query: Query, is_wanted: Callable[[], bool]) -> Iterator[bytes]:

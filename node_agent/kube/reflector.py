@@ -34,6 +34,7 @@ from node_agent.kube.store import ClusterStore
 
 PAGE = 500
 _WATCH_S = 300  # to twice that
+_LONG_S = 10.0
 _MOST_PAUSE_S = 60.0
 
 
@@ -72,7 +73,6 @@ class Reflector:
         self._turned = threading.Event()
         self._version: str | None = None  # up to which everything is known; None: nothing is
         self._most_page = self._page = page
-        self._skipped: set[str] = set()
         self._is_in_trouble = False
 
     def aim(self, source: Source | None) -> None:
@@ -118,15 +118,14 @@ class Reflector:
 
     def _list(self, source: Source) -> None:
         began = self._clock()
-        before, self._skipped = self._skipped, set()
-        objects, token = dict[str, Held](), ""
+        objects, skipped, token = dict[str, Held](), set[str](), ""
         while True:
             page = self._next_page(source, token)
             for raw in page.items or ():
-                self._take(raw, objects, before)
+                self._take(raw, objects, skipped)
             if not (token := page.metadata.continue_):
                 break
-        self._store.replace(self._kind, objects, len(self._skipped))
+        self._store.replace(self._kind, objects, skipped)
         self._version = page.metadata.resource_version
         self._log.info("listed", objects=len(objects), seconds=round(self._clock() - began, 3))
 
@@ -137,13 +136,14 @@ class Reflector:
             self._page = max(1, self._page // 2)
             raise
 
-    def _take(self, raw: msgspec.Raw, objects: dict[str, Held], before: set[str]) -> None:
+    def _take(self, raw: msgspec.Raw, objects: dict[str, Held], skipped: set[str]) -> None:
         """An object of a list. One that is as it was stays the one that it was: no second one is held."""
         known = self._store.known(self._kind)
         try:
             found, _ = parse_object(self._kind, raw)
         except msgspec.DecodeError as e:
-            key = self._skip(raw, e, before).key
+            key = self._skip(raw, e).key
+            skipped.add(key)
             if key in known:
                 objects[key] = known[key]
             return
@@ -151,28 +151,33 @@ class Reflector:
         old = known.get(key)
         objects[key] = old if old == found else found
 
-    def _skip(self, raw: msgspec.Raw, error: Exception, said: set[str]) -> Identity:
+    def _skip(self, raw: msgspec.Raw, error: Exception) -> Identity:
         identity = parse_identity(raw)
-        if identity.key not in said:
+        if self._store.skip(self._kind, identity.key):
             self._log.warning(
                 "an object is not understood; what was known of it stays",
                 object=identity.key,
                 error=str(error),
             )
-        self._skipped.add(identity.key)
         return identity
 
     # -- what happens to it
 
     def _watch(self, source: Source) -> float:
         assert self._version is not None, "everything was listed"
-        began, timeout_s = self._clock(), int(_WATCH_S * (1 + self._fraction()))
+        timeout_s = int(_WATCH_S * (1 + self._fraction()))
         with source.watch(self._version, timeout_s) as lines:
+            began = self._clock()
             self._recovered()
-            for line in lines:
-                self._version = self._hear(line) or self._version
-                self._backoff.worked()
-        return 0.0 if self._clock() - began >= timeout_s else self._backoff.failed()
+            try:
+                for line in lines:
+                    self._version = self._hear(line) or self._version
+                    self._backoff.worked()
+            finally:
+                lasted_s = self._clock() - began
+                if lasted_s >= _LONG_S:  # where nothing happens nothing is heard
+                    self._backoff.worked()
+        return 0.0 if lasted_s >= timeout_s else self._backoff.failed()
 
     def _hear(self, line: bytes) -> str:
         """Up to which resourceVersion everything is known now."""
@@ -182,11 +187,10 @@ class Reflector:
                 return self._put(event.object)
             case EventType.DELETED:
                 identity = parse_identity(event.object)
-                self._skipped.discard(identity.key)
                 self._store.remove(self._kind, identity.key)
             case EventType.BOOKMARK:
                 identity = parse_identity(event.object)
-                self._store.hear(self._kind, len(self._skipped))
+                self._store.hear(self._kind)
             case EventType.ERROR:
                 raise parse_status(event.object)
             case _:
@@ -197,11 +201,8 @@ class Reflector:
         try:
             found, version = parse_object(self._kind, raw)
         except msgspec.DecodeError as e:
-            version = self._skip(raw, e, self._skipped).resource_version
-            self._store.hear(self._kind, len(self._skipped))
-        else:
-            self._skipped.discard(found.metadata.key)
-            self._store.put(self._kind, found.metadata.key, found)
+            return self._skip(raw, e).resource_version
+        self._store.put(self._kind, found.metadata.key, found)
         return version
 
     # -- trouble

@@ -40,7 +40,7 @@ class _Shelf:
         self.objects: dict[str, Held] = {}
         self.is_shared = False
         self.is_listed = False
-        self.skipped = 0
+        self.skipped: set[str] = set()
         self.relists = 0
         self.failures = 0
         self.last_event_unix = 0.0
@@ -111,22 +111,22 @@ class ClusterStore:
             self._shelves.setdefault(kind, _Shelf()).trouble = "not listed yet"
         self._tell()
 
-    def replace(self, kind: Kind, objects: dict[str, Held], skipped: int) -> None:
-        """A complete list, in one step."""
+    def replace(self, kind: Kind, objects: dict[str, Held], skipped: set[str]) -> None:
+        """A complete list, in one step. `skipped`: keys of those that are not understood."""
         with self._changed:
             shelf = self._shelves[kind]
             shelf.relists += shelf.is_listed
             if shelf.objects != objects:
                 shelf.objects, shelf.is_shared, self._cluster = objects, False, None
             shelf.is_listed, shelf.skipped, shelf.trouble = True, skipped, ""
-            shelf.last_event_unix = self._wall()
+            self._heard(kind)
             self._changed.notify_all()
         self._tell()
 
     def put(self, kind: Kind, key: str, found: Held) -> None:
         with self._changed:
-            shelf = self._shelves[kind]
-            shelf.last_event_unix = self._wall()
+            shelf = self._heard(kind)
+            shelf.skipped.discard(key)
             if shelf.objects.get(key) == found:
                 return
             shelf.own()[key] = found
@@ -135,19 +135,26 @@ class ClusterStore:
 
     def remove(self, kind: Kind, key: str) -> None:
         with self._changed:
-            shelf = self._shelves[kind]
-            shelf.last_event_unix = self._wall()
+            shelf = self._heard(kind)
+            shelf.skipped.discard(key)
             if key not in shelf.objects:
                 return
             del shelf.own()[key]
             self._cluster = None
         self._tell()
 
-    def hear(self, kind: Kind, skipped: int) -> None:
+    def skip(self, kind: Kind, key: str) -> bool:
+        """It is not understood: what was known of it stays. Returns whether that is new."""
+        with self._changed:
+            shelf = self._heard(kind)
+            is_new = key not in shelf.skipped
+            shelf.skipped.add(key)
+            return is_new
+
+    def hear(self, kind: Kind) -> None:
         """A sign of life that changes no object."""
         with self._changed:
-            self._shelves[kind].last_event_unix = self._wall()
-            self._shelves[kind].skipped = skipped
+            self._heard(kind)
 
     def well(self, kind: Kind) -> None:
         """The API server sends what happens to objects of this kind."""
@@ -173,6 +180,11 @@ class ClusterStore:
             self._cluster = None
         self._tell()
 
+    def _heard(self, kind: Kind) -> _Shelf:
+        shelf = self._shelves[kind]
+        shelf.last_event_unix = self._wall()
+        return shelf
+
     def _tell(self) -> None:
         """Without the lock: a callback may look."""
         for callback in self._callbacks:
@@ -196,7 +208,7 @@ def _state(kind: Kind, shelf: _Shelf) -> WatchState:
         listed=shelf.is_listed,
         synced=shelf.is_synced,
         objects=len(shelf.objects),
-        skipped=shelf.skipped,
+        skipped=len(shelf.skipped),
         relists=shelf.relists,
         failures=shelf.failures,
         last_event_unix=shelf.last_event_unix,
