@@ -18,6 +18,7 @@ import msgspec
 
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.api import (
+    Flow,
     KernelEvents,
     LinkChange,
     LinkInfo,
@@ -29,6 +30,7 @@ from vf_manager.kernel.api import (
     RouteSpec,
     RuleSpec,
 )
+from vf_manager.kernel.nft import Table
 from vf_manager.model import (
     ZERO_MAC,
     IfName,
@@ -100,6 +102,8 @@ class FakeKernel:
         self.neighbours: dict[str, Mac] = {}  # who has an address (CIDR) on the wire
         self.announced: list[tuple[str, str]] = []
         self.rules: dict[int, list[RuleSpec]] = {}  # by namespace
+        self.nft: dict[int, dict[str, Table]] = {}  # by namespace and name
+        self.udp: dict[int, list[Flow]] = {}  # by namespace
         self.uppers_of: dict[str, tuple[str, ...]] = {}  # by the host's interface below
         self.sick: dict[PciAddress, tuple[str, ...]] = {}  # devlink health reporters
         self.resets: list[PciAddress] = []
@@ -308,6 +312,29 @@ class FakeKernel:
             code = errno.ENETDOWN if link else errno.ENODEV
             raise KernelError(f"announce addresses on {netdev.name}", code)
         self.announced += [(netdev.name, address) for address in addresses]
+
+    def apply_nft(self, netns: NetnsHandle, before: Table | None, after: Table) -> None:
+        """What refers to what is not looked at."""
+        self.on_change("apply_nft")
+        tables = self.nft.setdefault(self._enter(netns), {})
+        if before is not None and before != tables.get(after.name):
+            raise KernelError(f"nftables table {after.name}: change", errno.ENOENT)
+        tables[after.name] = after
+
+    def delete_nft_table(self, netns: NetnsHandle, name: str) -> None:
+        self.on_change("delete_nft_table")
+        self.nft.get(self._enter(netns), {}).pop(name, None)
+
+    def nft_tables(self, netns: NetnsHandle) -> tuple[str, ...]:
+        return tuple(self.nft.get(self._enter(netns), {}))
+
+    def udp_flows(self, netns: NetnsHandle) -> tuple[Flow, ...]:
+        return tuple(self.udp.get(self._enter(netns), ()))
+
+    def delete_flows(self, netns: NetnsHandle, flows: Sequence[Flow]) -> None:
+        self.on_change("delete_flows")
+        tracked = self.udp.get(self._enter(netns), [])
+        tracked[:] = [flow for flow in tracked if flow not in flows]
 
     # --- innards
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from vf_manager.kernel.nft import Table
 from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
 
 
@@ -106,6 +107,26 @@ class RuleSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     table: int
     priority: int
+
+
+class FlowSide(msgspec.Struct, frozen=True):
+    """Who sends, and where to, in one direction of a connection."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """A connection that the kernel tracks. `reply`: as answers come, before they are translated back: its
+    source is who really was sent to."""
+
+    protocol: int  # IPPROTO_*
+    original: FlowSide
+    reply: FlowSide
+    snat: bool = False
+    dnat: bool = False
 
 
 class NetnsHandle(Protocol):
@@ -250,3 +271,22 @@ class Kernel(Protocol):
         """Those of the addresses (CIDRs) that somebody on the wire has, with the MAC of who said so, after
         `timeout_s` at the latest. The interface is up and need not have an address (RFC 5227 2.1.1, RFC 4862
         5.4)."""
+
+    def apply_nft(self, netns: NetnsHandle, before: Table | None, after: Table) -> None:
+        """One transaction: the table is `after` then, or nothing has changed. `before`: what it is, of the
+        same name. If it is not, this may be refused, by ENOENT, EEXIST or EBUSY. None: whatever is there
+        under this name is replaced. What rules have put into dynamic sets stays either way, where a set of
+        that name and types is still wanted. No other table is touched."""
+
+    def delete_nft_table(self, netns: NetnsHandle, name: str) -> None:
+        """One that is not there is no error."""
+
+    def nft_tables(self, netns: NetnsHandle) -> tuple[str, ...]:
+        """The names of all tables of family inet, whoever made them."""
+
+    def udp_flows(self, netns: NetnsHandle) -> tuple[Flow, ...]:
+        """The UDP connections that are tracked."""
+
+    def delete_flows(self, netns: NetnsHandle, flows: Sequence[Flow]) -> None:
+        """Their next packet begins a connection anew, and is translated by the rules of then. One that is not
+        there is no error."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 _HEADER = struct.Struct("=HH")
 _U16, _U32, _S32 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i")
+_BE16, _BE32, _BE64 = struct.Struct("!H"), struct.Struct("!I"), struct.Struct("!Q")
 _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -18,6 +19,15 @@ def pack(kind: int, value: bytes) -> bytes:
 
 def pack_u32(kind: int, value: int) -> bytes:
     return pack(kind, _U32.pack(value))
+
+
+def pack_be32(kind: int, value: int) -> bytes:
+    """In network byte order, as all of netfilter has its numbers."""
+    return pack(kind, _BE32.pack(value))
+
+
+def pack_be64(kind: int, value: int) -> bytes:
+    return pack(kind, _BE64.pack(value))
 
 
 def pack_text(kind: int, text: str) -> bytes:
@@ -60,6 +70,16 @@ def u16(value: bytes) -> int:
 
 def u32(value: bytes) -> int:
     found: int = _U32.unpack_from(value)[0]
+    return found
+
+
+def be16(value: bytes) -> int:
+    found: int = _BE16.unpack_from(value)[0]
+    return found
+
+
+def be32(value: bytes) -> int:
+    found: int = _BE32.unpack_from(value)[0]
     return found
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from vf_manager.errors import InvalidInput, KernelError
 from vf_manager.kernel.announce import send_announcements
-from vf_manager.kernel.api import KernelEvents, Links, NetnsHandle, PciFunction
+from vf_manager.kernel.api import Flow, KernelEvents, Links, NetnsHandle, PciFunction
+from vf_manager.kernel.conntrack import delete_flows, read_flows
 from vf_manager.kernel.devlink import read_eswitch_modes, read_sick_reporters, set_eswitch_mode
 from vf_manager.kernel.events import listening
 from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netns import PROC_SYS, Netns, own, write_sysctls
+from vf_manager.kernel.nft import Table
+from vf_manager.kernel.nft_messages import Memo
+from vf_manager.kernel.nft_socket import apply_table, delete_table, read_tables
 from vf_manager.kernel.probe import find_holders
 from vf_manager.kernel.rtnl import Rtnl
 from vf_manager.kernel.sysfs import Sysfs
@@ -29,6 +33,7 @@ class LinuxKernel:
         self._proc_sys = proc_sys
         self._meter = meter or Meter()
         self._sysfs = sysfs or Sysfs(meter=self._meter)
+        self._nft_memo = Memo()
 
     def read_functions(self) -> list[PciFunction]:
         return self._sysfs.read_functions()
@@ -94,3 +99,18 @@ class LinuxKernel:
             return own(netns).run(lambda: find_holders(netdev, addresses, timeout_s))
         except OSError as e:
             raise KernelError(f"look for duplicate addresses on {netdev.name}", e.errno or errno.EIO) from e
+
+    def apply_nft(self, netns: NetnsHandle, before: Table | None, after: Table) -> None:
+        apply_table(own(netns), before, after, self._nft_memo, self._meter)
+
+    def delete_nft_table(self, netns: NetnsHandle, name: str) -> None:
+        delete_table(own(netns), name, self._meter)
+
+    def nft_tables(self, netns: NetnsHandle) -> tuple[str, ...]:
+        return read_tables(own(netns), self._meter)
+
+    def udp_flows(self, netns: NetnsHandle) -> tuple[Flow, ...]:
+        return read_flows(own(netns), socket.IPPROTO_UDP, self._meter)
+
+    def delete_flows(self, netns: NetnsHandle, flows: Sequence[Flow]) -> None:
+        delete_flows(own(netns), flows, self._meter)

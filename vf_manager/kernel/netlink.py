@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vf_manager.kernel import attributes
 from vf_manager.kernel.meter import Meter
@@ -20,11 +20,16 @@ _REQUEST, _MULTI, _ACK, _DUMP_INTR, _DUMP = 0x1, 0x2, 0x4, 0x10, 0x300
 _CAPPED, _ACK_TLVS = 0x100, 0x200
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 270, 10, 11, 12
-_MSG_TRUNC = int(socket.MSG_TRUNC)  # a flag of `socket` is an enum, slow to compute with
+_MSG_TRUNC, _MSG_DONTWAIT = (
+    int(socket.MSG_TRUNC),
+    int(socket.MSG_DONTWAIT),
+)  # a flag of `socket` is an enum, slow to compute with
 BUFFER_SIZE = (
     128 * 1024
 )  # a link with its VFs is one message, and its list of VFs one attribute: 64 KiB at most
 _DUMP_ATTEMPTS = 8
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
+_SEND_BUFFER = 64 * 1024
 
 CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 
@@ -36,6 +41,14 @@ class NetlinkRefusal(Exception):
         super().__init__(code, said)
         self.code = code
         self.said = said
+
+
+class BatchRefusal(NetlinkRefusal):
+    """`index`: of the request that was refused."""
+
+    def __init__(self, code: int, said: str, index: int) -> None:
+        super().__init__(code, said)
+        self.index = index
 
 
 def open_socket(protocol: int = socket.NETLINK_ROUTE) -> int:
@@ -80,6 +93,44 @@ class Netlink:
             if not any(flags & _DUMP_INTR for _, flags in answer):
                 return [found for found, _ in answer if found]
         raise NetlinkRefusal(errno.EAGAIN, "they kept changing meanwhile")
+
+    def batch(self, requests: Sequence[tuple[int, int, bytes]]) -> None:
+        """Requests (kind, flags, payload) as one datagram, done whole or not at all. When it is sent the
+        kernel is through with it and has told what it refuses, and nothing else (nfnetlink.c
+        nfnetlink_rcv_batch, nfnl_err_deliver). Raises BatchRefusal for the first."""
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        self._meter.netlink_requests += 1
+        parts: list[bytes] = []
+        for sequence, (kind, flags, payload) in enumerate(requests, start=first):
+            header = (16 + len(payload), kind, _REQUEST | flags, sequence & 0xFFFFFFFF, 0)
+            parts += (_HEADER.pack(*header), payload)
+        datagram = b"".join(parts)
+        self._make_room(len(datagram))
+        self._socket.send(datagram)
+        for kind, flags, sequence, payload in self._waiting():
+            index = (sequence - first) & 0xFFFFFFFF
+            if kind == _NLMSG_ERROR and index < len(requests):
+                try:
+                    _raise_refusal(kind, flags, payload)
+                except NetlinkRefusal as e:
+                    raise BatchRefusal(e.code, e.said, index) from None
+
+    def _make_room(self, size: int) -> None:
+        """The kernel refuses a datagram that is longer than the buffer for sending (EMSGSIZE), of which it
+        takes some for itself, and what it hands out is twice what was asked for (man 7 socket)."""
+        if size > _SEND_BUFFER:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+
+    def _waiting(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Every message that has come already."""
+        while True:
+            try:
+                data, _, _, sender = self._socket.recvmsg(BUFFER_SIZE, 0, _MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            if sender[0] == 0:
+                yield from split_messages(data)
 
     def _send(self, kind: int, flags: int, payload: bytes) -> None:
         self._sequence += 1

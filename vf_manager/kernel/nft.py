@@ -105,7 +105,8 @@ class VerdictMap(msgspec.Struct, frozen=True):
 
 class Dnat(msgspec.Struct, frozen=True):
     """`dnat ip to KEY map @MAP`, whose values are address . port. Not in it: the next rule. With `remember`
-    the choice is noted in that map, under the key without its random part, for `timeout_s`."""
+    the choice is noted in that map instead of an earlier one, under the key without its random part, which is
+    the last, for `timeout_s`."""
 
     family: int  # socket.AF_INET, AF_INET6
     key: Key
@@ -116,7 +117,7 @@ class Dnat(msgspec.Struct, frozen=True):
 
 class DnatRemembered(msgspec.Struct, frozen=True):
     """The choice that `Dnat` has noted, once more, if KEY . address . port is in the set `live`; the time
-    begins anew. Is it not in it, what was noted is forgotten and the next rule is read."""
+    begins anew. Is it not in it, the next rule is read: a `Dnat` that notes another."""
 
     family: int
     key: Key
@@ -153,12 +154,12 @@ class Base(msgspec.Struct, frozen=True):
     priority: int
 
 
-class Chain(msgspec.Struct, frozen=True):
+class Chain(msgspec.Struct, frozen=True, weakref=True):
     rules: tuple[Rule, ...] = ()
     base: Base | None = None
 
 
-class Elements(msgspec.Struct, frozen=True, kw_only=True):
+class Elements(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """A named set, or a map if `value` has types.
 
     `entries`: key to value; the value of a set is b"", that of a verdict map a Verdict. With `interval` a key

@@ -1,0 +1,238 @@
+"""Pure: an nftables table, or what changes of one, as the messages of one transaction.
+
+The kernel does all of a transaction or nothing (net/netfilter/nf_tables_api.c), and looks at its messages in
+order: whatever is referred to is there before, and is gone after what refers to it. Packets are judged by the
+old rules or by the new ones; between them is no moment without.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from vf_manager.kernel import attributes
+from vf_manager.kernel.nft import Base, Chain, Elements, Table, Type
+from vf_manager.kernel.nft_expressions import pack_expressions, sets_of
+from vf_manager.kernel.nft_sets import Entries, Shape, difference, pack_entries, pack_shape, shape_of
+
+SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE = (SUBSYSTEM << 8 | n for n in range(7))
+DELRULE, NEWSET, GETSET, DELSET, NEWSETELEM, _, DELSETELEM = (SUBSYSTEM << 8 | n for n in range(8, 15))
+_FAMILY = b"\x01\0\0\0"  # struct nfgenmsg: NFPROTO_INET, version, resource
+_CREATE, _NEW, _APPEND = 0x400, 0x400 | 0x200, 0x400 | 0x800
+_TABLE, _NAME = 1, 2
+_CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 3, 4, 5, 7, 1, 2
+_RULE_EXPRESSIONS, _ELEMENTS = 4, 3
+_ACCEPT = 1
+
+
+Part = TypeVar("Part", Elements, Chain)
+
+
+class Message(msgspec.Struct, frozen=True):
+    """`what`: for people, if the kernel refuses it."""
+
+    kind: int
+    flags: int
+    body: bytes
+    what: str
+
+
+Messages = tuple[Message, ...]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What there is of a table in a kernel."""
+
+    chains: tuple[str, ...] = ()
+    sets: Mapping[str, Shape] = {}
+
+
+class Memo:
+    """The messages about a part of a table, for as long as that part lives: it may be in the tables of many
+    pods, and be the very same object there. For any thread."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Messages] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def recall(
+        self,
+        names: tuple[str, ...],
+        parts: tuple[Elements | Chain, ...],
+        make: Callable[[], Iterable[Message]],
+    ) -> Messages:
+        """What `make` has made of these very parts under these names, made if need be."""
+        key = (*names, *map(id, parts))
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = tuple(make())
+            for part in parts:  # its number may be another's once it is gone
+                weakref.finalize(part, self._kept.pop, key, None).atexit = False
+        return found
+
+
+def create(table: Table, memo: Memo, found: Found | None = None) -> Messages:
+    """Makes it, in place of what was found under this name. A dynamic set that is of the right shape stays
+    with its elements, and so the table is taken apart, not deleted: what was remembered outlives a restart
+    of the agent."""
+    writer = _Writer(table.name, memo)
+    messages = [writer.message(NEWTABLE, _CREATE, b"", f"add table {table.name}")]
+    kept: set[str] = set()
+    if found is not None:
+        wanted = {name: shape_of(elements) for name, elements in table.sets.items() if elements.dynamic}
+        kept = {name for name, shape in wanted.items() if found.sets.get(name) == shape}
+        messages.append(writer.delete_rules())
+        for name in found.sets.keys() - kept:
+            messages += writer.delete_set(name, emptied=True)
+        messages += [writer.delete_chain(name) for name in found.chains]
+    messages += [writer.add_chain(name, chain.base) for name, chain in table.chains.items()]
+    for name, elements in table.sets.items():
+        if name not in kept:
+            messages += writer.add_set(name, elements)
+    for name, chain in table.chains.items():
+        messages += writer.add_rules(name, chain)
+    return tuple(messages)
+
+
+def change(old: Table, new: Table, memo: Memo) -> Messages:
+    """What makes `new` of `old`, which has the same name. (): nothing differs. A chain whose rules differ is
+    refilled; a set of another shape, and a chain of another base, is made anew."""
+    writer = _Writer(new.name, memo)
+    sets = _Parts.of(old.sets, new.sets, lambda a, b: shape_of(a) == shape_of(b))
+    chains = _Parts.of(old.chains, new.chains, lambda a, b: a.base == b.base)
+    refilled = [n for n in chains.kept if _needs_refill(old.chains[n], new.chains[n], sets.gone)]
+    differ = [n for n in sets.kept if old.sets[n] is not new.sets[n] and not new.sets[n].dynamic]
+    messages = [writer.delete_rules(name) for name in (*chains.gone, *refilled)]
+    for name in differ:
+        messages += writer.delete_difference(name, old.sets[name], new.sets[name])
+    for name in sets.gone:
+        messages += writer.delete_set(name, emptied=old.sets[name].value == (Type.VERDICT,))
+    messages += [writer.delete_chain(name) for name in chains.gone]
+    messages += [writer.add_chain(name, new.chains[name].base) for name in chains.added]
+    for name in sets.added:
+        messages += writer.add_set(name, new.sets[name])
+    for name in differ:
+        messages += writer.add_difference(name, old.sets[name], new.sets[name])
+    for name in (*chains.added, *refilled):
+        messages += writer.add_rules(name, new.chains[name])
+    return tuple(messages)
+
+
+def delete(name: str) -> Message:
+    return _Writer(name, Memo()).message(DELTABLE, 0, b"", f"delete table {name}")
+
+
+def pack_query(table: str = "") -> bytes:
+    """For GETTABLE, and for lists of the sets or chains of a table; without a name for lists of all."""
+    return _FAMILY + (attributes.pack_text(_TABLE, table) if table else b"")
+
+
+class _Parts(msgspec.Struct, frozen=True):
+    """Names of sets or of chains. What is made anew is both gone and added."""
+
+    gone: list[str]
+    added: list[str]
+    kept: list[str]
+
+    @classmethod
+    def of(
+        cls, old: Mapping[str, Part], new: Mapping[str, Part], may_stay: Callable[[Part, Part], bool]
+    ) -> "_Parts":
+        kept = [name for name, part in new.items() if name in old and may_stay(old[name], part)]
+        gone = [name for name in old if name not in kept]
+        return cls(gone, [name for name in new if name not in kept], kept)
+
+
+def _needs_refill(old: Chain, new: Chain, gone_sets: list[str]) -> bool:
+    if old is not new and old.rules != new.rules:
+        return True
+    return any(name in gone_sets for rule in new.rules for name in sets_of(rule))
+
+
+class _Writer:
+    """Messages about one table."""
+
+    def __init__(self, table: str, memo: Memo) -> None:
+        self._table = table
+        self._memo = memo
+        self._head = _FAMILY + attributes.pack_text(_TABLE, table)
+
+    def message(self, kind: int, flags: int, body: bytes, what: str) -> Message:
+        return Message(kind, flags, self._head + body, what)
+
+    def add_chain(self, name: str, base: Base | None) -> Message:
+        body = attributes.pack_text(_CHAIN_NAME, name)
+        if base is not None:
+            hook = attributes.pack_be32(_HOOK_NUMBER, base.hook)
+            hook += attributes.pack_be32(_HOOK_PRIORITY, base.priority & 0xFFFFFFFF)
+            body += attributes.pack_nested(_CHAIN_HOOK, hook)
+            body += attributes.pack_be32(_CHAIN_POLICY, _ACCEPT) + attributes.pack_text(
+                _CHAIN_TYPE, base.kind
+            )
+        return self.message(NEWCHAIN, _NEW, body, f"add chain {name}")
+
+    def delete_chain(self, name: str) -> Message:
+        return self.message(DELCHAIN, 0, attributes.pack_text(_CHAIN_NAME, name), f"delete chain {name}")
+
+    def add_rules(self, name: str, chain: Chain) -> Messages:
+        return self._memo.recall((self._table, name), (chain,), lambda: self._rules(name, chain))
+
+    def delete_rules(self, chain: str = "") -> Message:
+        """Of a chain, or of all."""
+        body = attributes.pack_text(_NAME, chain) if chain else b""
+        return self.message(
+            DELRULE, 0, body, f"delete the rules of chain {chain}" if chain else "delete the rules"
+        )
+
+    def add_set(self, name: str, elements: Elements) -> Messages:
+        return self._memo.recall((self._table, name), (elements,), lambda: self._new_set(name, elements))
+
+    def delete_set(self, name: str, *, emptied: bool) -> Iterator[Message]:
+        """`emptied`: its elements go first. Not every kernel knows at once that a map that is deleted leads
+        to its chains no more (fixed in 6.5, and in the stable ones before)."""
+        body = attributes.pack_text(_NAME, name)
+        if emptied:
+            yield self.message(DELSETELEM, 0, body, f"delete the elements of set {name}")
+        yield self.message(DELSET, 0, body, f"delete set {name}")
+
+    def delete_difference(self, name: str, old: Elements, new: Elements) -> Messages:
+        return self._memo.recall(
+            (self._table, name, "delete"),
+            (old, new),
+            lambda: self._elements(DELSETELEM, name, old, difference(old.entries, new.entries)),
+        )
+
+    def add_difference(self, name: str, old: Elements, new: Elements) -> Messages:
+        return self._memo.recall(
+            (self._table, name, "add"),
+            (old, new),
+            lambda: self._elements(NEWSETELEM, name, new, difference(new.entries, old.entries)),
+        )
+
+    def _new_set(self, name: str, elements: Elements) -> Iterator[Message]:
+        body = attributes.pack_text(_NAME, name) + pack_shape(elements)
+        yield self.message(NEWSET, _NEW, body, f"add {_kind(elements)} {name}")
+        yield from self._elements(NEWSETELEM, name, elements, elements.entries)
+
+    def _elements(self, kind: int, name: str, elements: Elements, entries: Entries) -> Iterator[Message]:
+        """One that is to be new must not be there: what is there would not be what it was thought to be."""
+        verb, flags = ("add", _NEW) if kind == NEWSETELEM else ("delete", 0)
+        for number, piece in pack_entries(elements, entries):
+            body = attributes.pack_text(_NAME, name) + attributes.pack_nested(_ELEMENTS, piece)
+            where = "to" if kind == NEWSETELEM else "from"
+            what = f"{verb} {number} elements {where} {_kind(elements)} {name}"
+            yield self.message(kind, flags, body, what)
+
+    def _rules(self, name: str, chain: Chain) -> Iterator[Message]:
+        for number, rule in enumerate(chain.rules, start=1):
+            body = attributes.pack_text(_NAME, name)
+            body += attributes.pack_nested(_RULE_EXPRESSIONS, pack_expressions(rule))
+            yield self.message(NEWRULE, _APPEND, body, f"add rule {number} of chain {name}")
+
+
+def _kind(elements: Elements) -> str:
+    return "map" if elements.value else "set"
