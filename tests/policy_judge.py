@@ -18,6 +18,7 @@ from vf_manager.kernel.nft import Elements, Field, Hook, Table, Type
 
 State = list[dict[str, Any]]
 _NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+TABLE = "sriov_underlay"
 _NET1 = b"net1".ljust(16, b"\0")
 
 
@@ -67,7 +68,7 @@ class Judge:
     def _table(self, policy: PodPolicy) -> Table:
         parts = self.renderer.render(policy)
         interfaces = Elements(key=(Type.IFNAME,), entries={_NET1: b""})
-        return Table("sriov_underlay", {**parts.sets, POLICY_IFS: interfaces}, parts.chains)
+        return Table(TABLE, {**parts.sets, POLICY_IFS: interfaces}, parts.chains)
 
     def by_model(self, q: Question) -> bool:
         return self._traced(q, Direction.EGRESS, q.source, q.destination) and (
