@@ -148,6 +148,19 @@ def test_what_depends_on_nothing_that_changed_is_taken_from_the_last_snapshot() 
     assert two.ingress[0] is one.ingress[0]
 
 
+@pytest.mark.parametrize(
+    "change", ["Namespace y: {metadata: {labels: {}}}", "Pod y/a: {status: {phase: Failed}}"]
+)
+def test_what_changed_is_not_taken_from_the_last_snapshot(change: str) -> None:
+    before, changed = cluster(_FROM_Y), cluster(f"{_FROM_Y}\n---\n{change}")
+    kind = "namespaces" if change.startswith("Namespace") else "pods"
+    after = msgspec.structs.replace(before, **{kind: getattr(changed, kind)})
+    pod = before.pods["x/a"]
+    old = PolicyCompiler(before)
+    assert old.compile(pod) != compile_policy(after, pod)
+    assert PolicyCompiler(after, old).compile(pod) == compile_policy(after, pod)
+
+
 def _deny_all_out() -> Cluster:
     return cluster("x/out: {podSelector: {}, policyTypes: [Egress]}")
 
