@@ -186,6 +186,11 @@ SETS: dict[str, str] = {
             - ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0.16/28]}
             - ipBlock: {cidr: 10.0.0.22/31}
         """,
+    "a block within another": """
+        x/p:
+          podSelector: {}
+          ingress: [{from: [{ipBlock: {cidr: 10.0.0.16/28}}, {ipBlock: {cidr: 10.0.0.20/31}}]}]
+        """,
     "a selector allows what is an exception": """
         x/p:
           podSelector: {}

@@ -1,112 +1,18 @@
 """What a pod's policy means, and what its rules do, against the oracle."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sriov_cni.in_pod.model import Direction, PodPolicy
-from sriov_cni.in_pod.objects import Proto
-from sriov_cni.in_pod.policies import PolicyCompiler
-from sriov_cni.in_pod.render_policy import POLICY_IFS, PolicyRenderer
-from sriov_cni.in_pod.trace_policy import trace_policy
 from tests import policy_oracle, policy_world
-from tests.nft_evaluator import passes
+from tests.policy_judge import QUESTIONS, Judge, Question, State
 from tests.policy_sets import SETS
-from vf_manager.kernel.nft import Elements, Field, Hook, Table, Type
-
-State = list[dict[str, Any]]
-_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-_NET1 = b"net1".ljust(16, b"\0")
-
-
-class Question(NamedTuple):
-    source: str
-    destination: str
-    proto: str  # ICMP has no port
-    port: int | None
-
-
-def questions() -> Iterator[Question]:
-    """Every address to every other of its family, from and to hosts beyond the cluster, too."""
-    pods = policy_world.pod_keys()
-    for version in (4, 6):
-        inside = [policy_world.address(key, version) for key in pods]
-        all_of_it = [
-            *inside,
-            policy_world.RECREATED[version],
-            policy_world.NODE[version],
-            *policy_world.OUTSIDE[version],
-        ]
-        for source in all_of_it:
-            for destination in all_of_it:
-                yield Question(source, destination, "ICMP", None)
-                for proto in policy_world.PROTOCOLS:
-                    for port in policy_world.PORTS:
-                        yield Question(source, destination, proto, port)
-
-
-QUESTIONS = tuple(questions())
-
-
-class Judge:
-    """Answers by what the agent makes of the objects: its model and, beside it, its rules."""
-
-    def __init__(self, state: State, previous: "Judge | None" = None) -> None:
-        cluster = policy_world.cluster(state)
-        self.compiler: PolicyCompiler = PolicyCompiler(cluster, previous.compiler if previous else None)
-        assert cluster.node is not None
-        self.node = frozenset(a.address for a in cluster.node.status.addresses)
-        self.renderer: PolicyRenderer = PolicyRenderer(self.node, previous.renderer if previous else None)
-        self.policies: dict[str, PodPolicy] = {}
-        self.tables: dict[str, Table] = {}
-        for pod in cluster.pods.values():
-            if pod.spec.host_network or pod.status.phase != "Running":
-                continue
-            policy = self.compiler.compile(pod)
-            table = self._table(policy)
-            for ip in pod.status.pod_ips:
-                self.policies[ip.ip], self.tables[ip.ip] = policy, table
-
-    def _table(self, policy: PodPolicy) -> Table:
-        parts = self.renderer.render(policy)
-        interfaces = Elements(key=(Type.IFNAME,), entries={_NET1: b""})
-        return Table("sriov_underlay", {**parts.sets, POLICY_IFS: interfaces}, parts.chains)
-
-    def by_model(self, q: Question) -> bool:
-        return self._traced(q, Direction.EGRESS, q.source, q.destination) and (
-            q.source in self.node or self._traced(q, Direction.INGRESS, q.destination, q.source)
-        )
-
-    def _traced(self, q: Question, direction: Direction, own: str, other: str) -> bool:
-        proto = None if q.proto == "ICMP" else Proto(q.proto)
-        policy = self.policies.get(own, PodPolicy())
-        return trace_policy(policy, direction, other, proto, q.port).allowed
-
-    def by_rules(self, q: Question) -> bool:
-        empty = Table("none")
-        packet = _packet(q)
-        out = passes(self.tables.get(q.source, empty), Hook.POSTROUTING, packet)
-        return out and passes(self.tables.get(q.destination, empty), Hook.INPUT, packet)
-
-
-def _packet(q: Question) -> dict[Field, bytes]:
-    """An ICMP packet here is an echo request."""
-    six = ":" in q.source
-    packed = policy_world.packed
-    addresses = (Field.SADDR6, Field.DADDR6) if six else (Field.SADDR4, Field.DADDR4)
-    fields = {Field.IIFNAME: _NET1, Field.OIFNAME: _NET1}
-    fields |= {addresses[0]: packed(q.source), addresses[1]: packed(q.destination)}
-    if q.port is None:
-        fields[Field.L4PROTO] = bytes([58 if six else 1])
-        return fields | ({Field.ICMPV6_TYPE: bytes([128])} if six else {})
-    return fields | {Field.L4PROTO: bytes([_NUMBERS[q.proto]]), Field.DPORT: q.port.to_bytes(2, "big")}
 
 
 def compare(state: State, judge: Judge, asked: tuple[Question, ...] = QUESTIONS) -> None:
-    expected = {q: policy_oracle.allowed(state, *q) for q in asked if q.source != q.destination}
+    expected = {q: policy_oracle.allowed(state, *q) for q in asked}
     assert [q for q, answer in expected.items() if judge.by_model(q) != answer] == []
     assert [q for q, answer in expected.items() if judge.by_rules(q) != answer] == []
 

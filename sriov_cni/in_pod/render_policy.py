@@ -87,7 +87,9 @@ class PolicyRenderer:
         self._node = frozenset(node_addresses)
         self._policies: dict[PodPolicy, PolicyParts] = {}
         self._elements: dict[object, Elements] = {}
+        self._chains: dict[Chain, Chain] = {}
         self._earlier: Mapping[object, Elements] = previous._elements if previous else {}
+        self._earlier_chains: Mapping[Chain, Chain] = previous._chains if previous else {}
 
     def render(self, policy: PodPolicy) -> PolicyParts:
         found = self._policies.get(policy)
@@ -95,7 +97,7 @@ class PolicyRenderer:
             sides = {Direction.INGRESS: policy.ingress, Direction.EGRESS: policy.egress}
             isolated = [(_SIDES[d], allows) for d, allows in sides.items() if allows is not None]
             sets = {name: elements for isolation in isolated for name, elements in self._sets(*isolation)}
-            chains = {name: chain for isolation in isolated for name, chain in _chains(*isolation)}
+            chains = {n: self._same(chain) for isolation in isolated for n, chain in _chains(*isolation)}
             found = self._policies[policy] = PolicyParts(sets, chains)
         return found
 
@@ -120,6 +122,9 @@ class PolicyRenderer:
         found = self._elements.get(key) or self._earlier.get(key) or how(source, family)
         self._elements[key] = found
         return found
+
+    def _same(self, chain: Chain) -> Chain:
+        return self._chains.setdefault(chain, self._earlier_chains.get(chain, chain))
 
 
 # -- chains

@@ -77,6 +77,18 @@ def private_host() -> Iterator[None]:
         os.close(home)
 
 
+@contextmanager
+def entered(space: Space) -> Iterator[None]:
+    """The calling thread in that namespace. Sockets that it opens there stay there."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(space.fd, _CLONE_NEWNET), "setns")
+        yield
+    finally:
+        _check(_libc.setns(home, _CLONE_NEWNET), "setns")
+        os.close(home)
+
+
 def ip(*words: str, space: Space | None = None) -> None:
     """`ip ...` in the namespace of the calling thread, or in a given one."""
     enter = ["nsenter", f"--net={space.path}"] if space else []

@@ -1,0 +1,222 @@
+"""Hosts on one network segment, each a namespace, and packets between all of them.
+
+Who got what is known without waiting for what does not come. The thread stays on one CPU, whose queue hands
+packets on in the order in which they were sent, whatever way they take (net/core/dev.c,
+enqueue_to_backlog); so what has not arrived when a marker has, which was sent later, was dropped.
+"""
+
+import errno
+import os
+import selectors
+import socket
+import struct
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tests.kernel_contract import Space
+from tests.netns.namespaces import LinuxWorld, add_veth, entered, ip, private_host
+
+PORTS = (80, 81)
+_MARKER_PORT = 9
+_MARKERS = 3  # one for each way of a handshake
+_DEADLINE_S = 5.0
+_ABORT = struct.pack("ii", 1, 0)  # struct linger: a connection ends at once, and leaves nothing behind
+
+
+class Call(NamedTuple):
+    source: str
+    destination: str
+    proto: str  # TCP or UDP
+    port: int
+
+
+class Segment:
+    """The first host is the namespace that has the bridge; the others have `net1`. Each has all of its
+    addresses, and finds every other host on the link."""
+
+    def __init__(self, hosts: Mapping[str, Sequence[str]]) -> None:
+        self._hosts = hosts
+        self._first = next(iter(hosts))
+        self.spaces: dict[str, Space] = {}
+        self._stack = ExitStack()
+        self._selector = selectors.DefaultSelector()
+        self._round = 0
+        self._ports: defaultdict[str, Iterator[int]] = defaultdict(_fresh_ports)
+        self._got: set[Call] = set()
+        self._marked: set[str] = set()
+        self._asked: dict[tuple[str, int, str, int], Call] = {}
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_one_cpu())
+        self._stack.enter_context(private_host())
+        world = self._stack.enter_context(LinuxWorld())
+        self._stack.enter_context(self._selector)
+        self._home = Space(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "")
+        self._stack.callback(os.close, self._home.fd)
+        ip("link", "add", "bridge0", "address", _mac(0), "type", "bridge")
+        self._configure(self._home, "bridge0", self._first)
+        for at, host in enumerate(list(self._hosts)[1:], 1):
+            space = self.spaces[host] = world.new_space()
+            add_veth(f"port{at}", "net1", peer_space=space)
+            ip("link", "set", f"port{at}", "master", "bridge0", "up")
+            ip("link", "set", "net1", "address", _mac(at), space=space)
+            self._configure(space, "net1", host)
+        for host in self._hosts:
+            with entered(self._space(host)):
+                self._serve(host)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _space(self, host: str) -> Space:
+        return self.spaces.get(host, self._home)
+
+    def _configure(self, space: Space, interface: str, host: str) -> None:
+        """Neighbours are known: a packet that waits for one would be overtaken by the marker."""
+        lines = ["link set lo up", f"link set {interface} up"]
+        for at, (other, addresses) in enumerate(self._hosts.items()):
+            for address in addresses:
+                length, nodad = ("128", "nodad") if ":" in address else ("32", "")
+                if other == host:
+                    lines.append(f"address add {address}/{length} dev {interface} {nodad}")
+                else:
+                    lines.append(f"route add {address}/{length} dev {interface}")
+                    lines.append(f"neigh add {address} lladdr {_mac(at)} dev {interface} nud permanent")
+        enter = ["nsenter", f"--net={space.path}"] if space.path else []
+        subprocess.run([*enter, "ip", "-batch", "-"], input="\n".join(lines).encode(), check=True)
+
+    def _serve(self, host: str) -> None:
+        for address in self._hosts[host]:
+            for port in (*PORTS, _MARKER_PORT):
+                receiver = self._bound(address, socket.SOCK_DGRAM, port)
+                self._selector.register(receiver, selectors.EVENT_READ, (address, "UDP", port))
+            for port in PORTS:
+                listener = self._bound(address, socket.SOCK_STREAM, port)
+                listener.listen(1024)
+                self._selector.register(listener, selectors.EVENT_READ, (address, "TCP", port))
+
+    def _bound(self, address: str, kind: socket.SocketKind, port: int) -> socket.socket:
+        return self._stack.enter_context(_bound(address, kind, port))
+
+    # -- questions
+
+    def ask(self, calls: Iterable[Call]) -> set[Call]:
+        """Makes all of these calls at once; those that arrived, from the address that made them."""
+        self._round += 1
+        self._got, self._asked = set(), {}
+        by_source: defaultdict[str, list[Call]] = defaultdict(list)
+        for call in calls:
+            by_source[call.source].append(call)
+        with ExitStack() as opened:
+            for host, addresses in self._hosts.items():
+                with entered(self._space(host)):
+                    for address in addresses:
+                        self._call(address, by_source[address], opened)
+            with entered(self._home):
+                for number in range(_MARKERS):
+                    self._mark(number)
+            return self._got
+
+    def _call(self, source: str, calls: list[Call], opened: ExitStack) -> None:
+        ports = self._ports[source]
+        sender = opened.enter_context(_bound(source, socket.SOCK_DGRAM, next(ports)))
+        for call in calls:
+            if call.proto == "UDP":
+                self._note(sender, call)
+                _send(sender, f"{self._round}", (call.destination, call.port))
+            else:
+                caller = opened.enter_context(_bound(source, socket.SOCK_STREAM, next(ports)))
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+                self._note(caller, call)
+                assert caller.connect_ex((call.destination, call.port)) in (errno.EINPROGRESS, errno.EPERM)
+
+    def _note(self, socket_: socket.socket, call: Call) -> None:
+        address, port = socket_.getsockname()[:2]
+        self._asked[address, port, call.destination, call.port] = call
+
+    def _mark(self, number: int) -> None:
+        """From the first host, which may send to every other whatever policies they have."""
+        self._marked = set()
+        missing = {address for host in self.spaces for address in self._hosts[host]}
+        for own in self._hosts[self._first]:
+            with _bound(own, socket.SOCK_DGRAM, 0) as sender:
+                for address in missing:
+                    if (":" in address) == (":" in own):
+                        _send(sender, f"{self._round}.{number}", (address, _MARKER_PORT))
+        while self._marked < missing:
+            ready = self._selector.select(_DEADLINE_S)
+            assert ready, f"no marker has come to {missing - self._marked}"
+            for key, _ in ready:
+                assert isinstance(key.fileobj, socket.socket)
+                self._receive(key.fileobj, *key.data, marker=f"{self._round}.{number}")
+
+    def _receive(self, server: socket.socket, address: str, proto: str, port: int, *, marker: str) -> None:
+        for text, peer in _arrivals(server) if proto == "UDP" else _connections(server):
+            if port == _MARKER_PORT:
+                assert text == marker
+                self._marked.add(address)
+                continue
+            assert text in ("", f"{self._round}"), "a packet came when it had been given up"
+            self._got.add(self._asked[peer[0], peer[1], address, port])
+
+
+def _arrivals(server: socket.socket) -> Iterator[tuple[str, tuple[str, int]]]:
+    while True:
+        try:
+            data, peer = server.recvfrom(64)
+        except BlockingIOError:
+            return
+        yield data.decode(), peer[:2]
+
+
+def _connections(server: socket.socket) -> Iterator[tuple[str, tuple[str, int]]]:
+    while True:
+        try:
+            connection, peer = server.accept()
+        except BlockingIOError:
+            return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        connection.close()
+        yield "", peer[:2]
+
+
+def _fresh_ports() -> Iterator[int]:
+    """No call looks like one that has been tracked."""
+    return cycle(range(10_000, 60_000))
+
+
+def _bound(address: str, kind: socket.SocketKind, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    made.bind((address, port))
+    return made
+
+
+def _send(sender: socket.socket, text: str, to: tuple[str, int]) -> None:
+    try:
+        sender.sendto(text.encode(), to)
+    except PermissionError:
+        pass  # the sender's own rules have dropped it (ip_output)
+
+
+def _mac(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
+
+
+@contextmanager
+def _one_cpu() -> Iterator[None]:
+    """The calling thread on one CPU."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
