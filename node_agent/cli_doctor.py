@@ -16,6 +16,7 @@ from node_agent.doctor.checks import RULES, find_all
 from node_agent.doctor.gather import Node, gather
 from node_agent.doctor.rules import Finding, Severity
 from node_agent.terminal import FAILED, NOTICE, TROUBLE, fail, new_console, print_json
+from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.spec import OWN_NAMES
 from vf_manager.errors import SriovError
 
@@ -30,6 +31,9 @@ def doctor_command(  # noqa: PLR0913 - each is an option
     ] = None,
     run_dir: RunDirOption = RUN_DIR,
     kubelet_dir: KubeletDirOption = KUBELET_DIR,
+    lease_dir: Annotated[
+        Path, typer.Option("--lease-dir", metavar="DIR", help="Leases of host-local IPAM.")
+    ] = DATA_DIR,
     root: Annotated[
         Path, typer.Option("--root", metavar="DIR", help="The host's root, where that is not this one's.")
     ] = Path("/"),
@@ -40,7 +44,7 @@ def doctor_command(  # noqa: PLR0913 - each is an option
         Path | None, typer.Option(metavar="DIR", help="CNI plugins; /opt/cni/bin if left out.")
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Ask the wire whether others have the pods' addresses.")
+        bool, typer.Option("--probe", help="Ask the wire for the pods' addresses and gateways.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,6 +55,7 @@ def doctor_command(  # noqa: PLR0913 - each is an option
         config=config,
         run_dir=run_dir,
         kubelet_dir=kubelet_dir,
+        lease_dir=lease_dir,
         conf_dir=cni_conf_dir or root / "etc/cni/net.d",
         bin_dir=cni_bin_dir or root / "opt/cni/bin",
         shipped=Path(sys.prefix) / "libexec" / OWN_NAMES[0],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from node_agent.agent import SOCKET_NAME
 from node_agent.doctor.facts import Facts
 from node_agent.doctor.rules import Finding, Rule, Severity
 
@@ -56,8 +57,21 @@ POD_RESOURCES_MISSING = Rule(
 RUN_DIR_OPEN = Rule(
     id="run-dir-open",
     severity=Severity.ERROR,
-    cause="others than root may look into the agent's folder or write to it (mode {mode})",
-    cure="`chmod 700 {path}`, and find out who changed it: what is there is acted upon as root",
+    cause="others than root may write to the agent's folder (mode {mode})",
+    cure="`chmod go-w {path}`, and find out who changed it: what is there is acted upon as root",
+)
+SOCKET_OPEN = Rule(
+    id="socket-open",
+    severity=Severity.WARNING,
+    cause="others than root may connect to {path} (mode {mode}). The agent answers root alone, but who may"
+    " connect can keep it busy",
+    cure="`chmod 600 {path}`, and find out who changed it: the agent makes it so",
+)
+FOLDER_UNWRITABLE = Rule(
+    id="folder-not-writable",
+    severity=Severity.ERROR,
+    cause="nothing can be written to {path}, where the agent has to: {why}",
+    cure="make room, or mount it writable; `findmnt -T {path}` and `df -i {path}` show how it is",
 )
 RECORDS_UNREADABLE = Rule(
     id="records-unreadable",
@@ -75,6 +89,8 @@ RULES = (
     KUBELET_MISSING,
     POD_RESOURCES_MISSING,
     RUN_DIR_OPEN,
+    SOCKET_OPEN,
+    FOLDER_UNWRITABLE,
     RECORDS_UNREADABLE,
 )
 
@@ -95,8 +111,19 @@ def find(facts: Facts) -> Iterator[Finding]:
         yield KUBELET_MISSING.finding("kubelet", path=registration)
     if not facts.has_pod_resources:
         yield POD_RESOURCES_MISSING.finding("kubelet", path=resources)
-    if facts.run_dir_mode & 0o077:
+    yield from _permissions(facts)
+
+
+def _permissions(facts: Facts) -> Iterator[Finding]:
+    """That others may read the folder itself is as the kubelet makes one (`DirectoryOrCreate`): what is in it
+    is root's."""
+    if facts.run_dir_mode & 0o022:
         yield RUN_DIR_OPEN.finding(facts.run_dir, mode=f"{facts.run_dir_mode:o}", path=facts.run_dir)
+    if facts.socket_mode & 0o077:
+        path = f"{facts.run_dir}/{SOCKET_NAME}"
+        yield SOCKET_OPEN.finding(path, mode=f"{facts.socket_mode:o}", path=path)
+    for folder, why in facts.unwritable.items():
+        yield FOLDER_UNWRITABLE.finding(folder, path=folder, why=why)
     if facts.records_error:
         yield RECORDS_UNREADABLE.finding(facts.run_dir, why=facts.records_error)
 
