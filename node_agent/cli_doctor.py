@@ -38,10 +38,11 @@ def doctor_command(  # noqa: PLR0913 - each is an option
         Path, typer.Option("--root", metavar="DIR", help="The host's root, where that is not this one's.")
     ] = Path("/"),
     cni_conf_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Network configurations; /etc/cni/net.d if left out.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Network configurations; the runtime's, or /etc/cni/net.d."),
     ] = None,
     cni_bin_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="CNI plugins; /opt/cni/bin if left out.")
+        Path | None, typer.Option(metavar="DIR", help="CNI plugins; the runtime's, or /opt/cni/bin.")
     ] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Ask the wire for the pods' addresses and gateways.")
@@ -56,8 +57,8 @@ def doctor_command(  # noqa: PLR0913 - each is an option
         run_dir=run_dir,
         kubelet_dir=kubelet_dir,
         lease_dir=lease_dir,
-        conf_dir=cni_conf_dir or root / "etc/cni/net.d",
-        bin_dir=cni_bin_dir or root / "opt/cni/bin",
+        conf_dir=cni_conf_dir,
+        bin_dir=cni_bin_dir,
         shipped=Path(sys.prefix) / "libexec" / OWN_NAMES[0],
     )
     try:

@@ -124,6 +124,13 @@ def _(node: DoctorNode) -> Callable[[], object]:
     return lambda: node.write("kubelet/pod-resources/kubelet.sock", "")
 
 
+@breaks("pool-not-registered")
+def _(node: DoctorNode) -> Callable[[], object]:
+    pool = PoolState(name="fast", resource="x/fast", reason="the kubelet did not answer")
+    node.tell(pools=(pool,))
+    return lambda: node.tell(pools=(msgspec.structs.replace(pool, registered=True),))
+
+
 @breaks("run-dir-open")
 def _(node: DoctorNode) -> Callable[[], object]:
     node.run_dir.chmod(0o775)
@@ -299,6 +306,13 @@ def _(node: DoctorNode) -> Callable[[], object]:
     return lambda: (node.root / "aside").rename(node.root / "opt/cni/bin")
 
 
+@breaks("cni-not-called")
+def _(node: DoctorNode) -> Callable[[], object]:
+    ours = node.root / "etc/cni/net.d/10-underlay.conflist"
+    ours.rename(node.root / "aside")
+    return lambda: (node.root / "aside").rename(ours)
+
+
 @breaks("cni-other-first")
 def _(node: DoctorNode) -> Callable[[], object]:
     node.write_json("etc/cni/net.d/05-flannel.conflist", node.chain("flannel"))
@@ -471,6 +485,43 @@ def test_a_multus_configuration_may_sort_first(node: DoctorNode) -> None:
 def test_what_the_runtime_would_skip_does_not_sort_first(node: DoctorNode) -> None:
     node.write("etc/cni/net.d/00-broken.conflist", "{")
     node.write("etc/cni/net.d/00-readme.txt", "{}")
+    assert node.findings() == []
+
+
+CRIO = '[crio.network]\nnetwork_dir = "/other/net.d"\nplugin_dirs = ["/other/bin", "/opt/cni/bin"]\n'
+CONTAINERD = """
+version = {}
+[plugins."{}".cni]
+conf_dir = "/other/net.d"
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (
+            "etc/containerd/config.toml",
+            CONTAINERD.format(3, "io.containerd.cri.v1.runtime", 'bin_dirs = ["/other/bin"]'),
+        ),
+        (
+            "etc/containerd/config.toml",
+            CONTAINERD.format(2, "io.containerd.grpc.v1.cri", 'bin_dir = "/other/bin"'),
+        ),
+        ("etc/crio/crio.conf.d/10-cni.conf", CRIO),
+    ],
+)
+def test_where_the_runtime_looks_counts(node: DoctorNode, file: str, text: str) -> None:
+    """The usual folders have all that is needed, and nobody looks there."""
+    for folder in ("net.d", "bin"):
+        (node.root / "other" / folder).mkdir(parents=True)
+    node.write(file, text)
+    found = {finding["id"]: finding["about"] for finding in node.findings()}
+    assert found == {
+        "cni-not-called": f"{node.root}/other/net.d",
+        "executable-missing": f"{node.root}/other/bin/sriov-underlay",
+    }
+    node.write(file, "[")
     assert node.findings() == []
 
 

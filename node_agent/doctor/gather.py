@@ -1,9 +1,7 @@
 """Adapter: looks at a node for `sriovctl doctor`. Nothing is changed; what cannot be read is a fact, too."""
 
 import errno
-import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,35 +11,33 @@ from node_agent.agent import ATTACHMENTS, POD_RESOURCES, SOCKET_NAME
 from node_agent.agent_socket import ask_agent
 from node_agent.config import AgentConfig, ConfigError, parse_config
 from node_agent.config_source import CONFIG
-from node_agent.doctor.facts import CniFiles, Facts, GroupMember
+from node_agent.doctor.facts import Facts, GroupMember
 from node_agent.doctor.look_clock import TOKEN, is_synchronised, look_at_clock
+from node_agent.doctor.look_cni import look_at_cni
 from node_agent.doctor.look_host import look_at_host
 from node_agent.doctor.look_pods import look_at_pod
 from node_agent.drop_in import parse_drop_in
 from node_agent.status_file import STALE_S, STATUS_FILE, AgentStatus, read_status
 from sriov_cni.attachment import Attachment
-from sriov_cni.chain_cache import read_conflist
-from sriov_cni.spec import OWN_NAMES
 from vf_manager.discovery import read_inventory
 from vf_manager.errors import SriovError
 from vf_manager.kernel.api import Kernel
 from vf_manager.records import read_records
 
-_VERSION_TIMEOUT_S = 2.0
-
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """Where to look. `root`: of the host's file system. `config` None: the one that the agent reads.
-    `lease_dir`: of networks that name none. `shipped`: the executable of this release, where it came with
-    this command, as in the image. `token`: of a service account."""
+    `lease_dir`: of networks that name none. `conf_dir`, `bin_dir` None: where the container runtime looks.
+    `shipped`: the executable of this release, where it came with this command, as in the image. `token`: of a
+    service account."""
 
     root: Path
     config: Path | None
     run_dir: Path
     kubelet_dir: Path
     lease_dir: Path
-    conf_dir: Path
-    bin_dir: Path
+    conf_dir: Path | None
+    bin_dir: Path | None
     shipped: Path
     token: Path = TOKEN
     is_synchronised: Callable[[], bool] = is_synchronised
@@ -65,7 +61,9 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
         groups={group: tuple(_group(node.root, group)) for group in groups},
         host=look_at_host(node.root, kernel, inventory, attachments),
         clock=look_at_clock(_written(node.run_dir), node.token, node.is_synchronised),
-        cni=_cni_files(node, config),
+        cni=look_at_cni(
+            node.root, node.conf_dir, node.bin_dir, node.shipped, config.fallback if config else None
+        ),
         kubelet_dir=str(node.kubelet_dir),
         has_registration=(node.kubelet_dir / "device-plugins/kubelet.sock").exists(),
         has_pod_resources=(node.kubelet_dir / POD_RESOURCES).exists(),
@@ -152,69 +150,3 @@ def _group(root: Path, group: int) -> Iterator[GroupMember]:
 
 def _has_entries(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _cni_files(node: Node, config: AgentConfig | None) -> CniFiles:
-    fallback = config.fallback if config else None
-    types, error = _fallback_types(Path(fallback)) if fallback else ((), None)
-    return CniFiles(
-        conf_dir=str(node.conf_dir),
-        bin_dir=str(node.bin_dir),
-        has_conf_dir=node.conf_dir.is_dir(),
-        has_bin_dir=node.bin_dir.is_dir(),
-        configs=tuple(_configs(node.conf_dir)),
-        plugins=frozenset(f.name for f in node.bin_dir.iterdir()) if node.bin_dir.is_dir() else frozenset(),
-        version_answer=_ask_version(node.bin_dir / OWN_NAMES[0]),
-        is_shipped=_is_same(node.bin_dir / OWN_NAMES[0], node.shipped),
-        fallback=fallback,
-        fallback_types=types,
-        fallback_error=error,
-    )
-
-
-def _configs(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """In the order of libcni (ConfFiles): by name, of these endings."""
-    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
-        if file.suffix not in (".conf", ".conflist", ".json") or not file.is_file():
-            continue
-        try:
-            document = json.loads(file.read_bytes())
-            plugins = document.get("plugins", [document])
-            yield file.name, tuple(str(plugin.get("type")) for plugin in plugins)
-        except (ValueError, AttributeError, TypeError, OSError):  # the runtime skips it, too
-            continue
-
-
-def _fallback_types(path: Path) -> tuple[tuple[str, ...], str | None]:
-    """With the IPAM plugins that the plugins of the list call."""
-    try:
-        conflist = read_conflist(path)
-    except SriovError as e:
-        return (), str(e)
-    ipams = (plugin.get("ipam") for plugin in conflist.plugins)
-    called = (str(ipam["type"]) for ipam in ipams if isinstance(ipam, dict) and "type" in ipam)
-    return (*conflist.types, *called), None
-
-
-def _ask_version(executable: Path) -> dict[str, object] | str | None:
-    if not executable.exists():
-        return None
-    try:
-        done = subprocess.run(
-            [executable],
-            env={"CNI_COMMAND": "VERSION"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_VERSION_TIMEOUT_S,
-            check=True,
-        )
-        answer = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as e:
-        return str(e)
-    return answer if isinstance(answer, dict) else "it is no JSON object"
-
-
-def _is_same(installed: Path, shipped: Path) -> bool | None:
-    if not (installed.exists() and shipped.exists()):
-        return None
-    return installed.read_bytes() == shipped.read_bytes()

@@ -11,8 +11,8 @@ _LOOPBACK = "lo"
 
 
 def look_at_pod(attachment: Attachment, kernel: Kernel, *, probe: bool) -> PodLink | None:
-    """`probe`: ask the wire for its addresses, and for the gateways of its routes: `gateway` of an IPAM may be
-    one that nobody uses. None: its namespace is gone, or the VF has no interface there."""
+    """`probe`: ask the wire for its addresses, and for the gateways of its routes: `gateway` of an IPAM may
+    be one that nobody uses. None: its namespace is gone, or the VF has no interface there."""
     netns = kernel.netns_at(attachment.sandbox.path)
     if netns is None:
         return None

@@ -54,6 +54,12 @@ POD_RESOURCES_MISSING = Rule(
     cause="there is no {path}: which VF a pod was given can be asked of nobody",
     cure="does the kubelet run (1.20 or later)? In a pod, mount its folder pod-resources",
 )
+POOL_NOT_REGISTERED = Rule(
+    id="pool-not-registered",
+    severity=Severity.ERROR,
+    cause="the kubelet does not have {resource}, so no pod can request it: {why}",
+    cure="does the kubelet run? The agent registers anew by itself; its log and the kubelet's say more",
+)
 RUN_DIR_OPEN = Rule(
     id="run-dir-open",
     severity=Severity.ERROR,
@@ -88,6 +94,7 @@ RULES = (
     PROVISIONING_PENDING,
     KUBELET_MISSING,
     POD_RESOURCES_MISSING,
+    POOL_NOT_REGISTERED,
     RUN_DIR_OPEN,
     SOCKET_OPEN,
     FOLDER_UNWRITABLE,
@@ -109,9 +116,18 @@ def find(facts: Facts) -> Iterator[Finding]:
     )
     if not facts.has_registration:
         yield KUBELET_MISSING.finding("kubelet", path=registration)
+    else:
+        yield from _unregistered(facts)
     if not facts.has_pod_resources:
         yield POD_RESOURCES_MISSING.finding("kubelet", path=resources)
     yield from _permissions(facts)
+
+
+def _unregistered(facts: Facts) -> Iterator[Finding]:
+    for pool in facts.status.pools if facts.status else ():
+        if not pool.registered:
+            why = pool.reason or "it has not been asked yet"
+            yield POOL_NOT_REGISTERED.finding(f"pool {pool.name}", resource=pool.resource, why=why)
 
 
 def _permissions(facts: Facts) -> Iterator[Finding]:
