@@ -16,6 +16,7 @@ from node_agent.doctor.checks import RULES, find_all
 from node_agent.doctor.gather import Node, gather
 from node_agent.doctor.rules import Finding, Severity
 from node_agent.terminal import FAILED, NOTICE, TROUBLE, fail, new_console, print_json
+from sriov_cni.ipam.engine import DATA_DIR
 from sriov_cni.spec import OWN_NAMES
 from vf_manager.errors import SriovError
 
@@ -30,17 +31,21 @@ def doctor_command(  # noqa: PLR0913 - each is an option
     ] = None,
     run_dir: RunDirOption = RUN_DIR,
     kubelet_dir: KubeletDirOption = KUBELET_DIR,
+    lease_dir: Annotated[
+        Path, typer.Option("--lease-dir", metavar="DIR", help="Leases of host-local IPAM.")
+    ] = DATA_DIR,
     root: Annotated[
         Path, typer.Option("--root", metavar="DIR", help="The host's root, where that is not this one's.")
     ] = Path("/"),
     cni_conf_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Network configurations; /etc/cni/net.d if left out.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Network configurations; the runtime's, or /etc/cni/net.d."),
     ] = None,
     cni_bin_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="CNI plugins; /opt/cni/bin if left out.")
+        Path | None, typer.Option(metavar="DIR", help="CNI plugins; the runtime's, or /opt/cni/bin.")
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Ask the wire whether others have the pods' addresses.")
+        bool, typer.Option("--probe", help="Ask the wire for the pods' addresses and gateways.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,8 +56,9 @@ def doctor_command(  # noqa: PLR0913 - each is an option
         config=config,
         run_dir=run_dir,
         kubelet_dir=kubelet_dir,
-        conf_dir=cni_conf_dir or root / "etc/cni/net.d",
-        bin_dir=cni_bin_dir or root / "opt/cni/bin",
+        lease_dir=lease_dir,
+        conf_dir=cni_conf_dir,
+        bin_dir=cni_bin_dir,
         shipped=Path(sys.prefix) / "libexec" / OWN_NAMES[0],
     )
     try:

@@ -1,8 +1,10 @@
 """A node on which nothing is wrong, and everything that `sriovctl doctor` looks at can be broken."""
 
+import base64
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,9 @@ import msgspec
 from typer.testing import CliRunner, Result
 
 from node_agent import cli
+from node_agent.doctor.checks import find_all
+from node_agent.doctor.gather import Node, gather
+from node_agent.doctor.rules import Finding
 from node_agent.status_file import AgentStatus, Provisioned, StatusFile
 from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.server import CniServer
@@ -42,6 +47,7 @@ class DoctorNode:
         self.kernel = self.world.kernel
         self.run_dir.chmod(0o700)
         self.not_ready: str | None = None
+        self.is_synchronised = True
         self.config = self.write("etc/sriov-underlay/config.yaml", CONFIG)
         self.names_config = True
         self.fallback = self.write_json("etc/cni/fallback.conflist", self.chain("bridge"))
@@ -97,6 +103,11 @@ class DoctorNode:
     def start_service(self, name: str) -> None:
         self.path(f"run/systemd/units/invocation:{name}.service").symlink_to("0123456789abcdef")
 
+    def write_udev(self, name: str, **properties: str) -> None:
+        """What udev knows of an interface."""
+        lines = [f"E:{key}={value}" for key, value in properties.items()]
+        self.write(f"run/udev/data/n{self.set_link(name).netdev.ifindex}", "\n".join(["I:1", *lines, "V:1"]))
+
     def set_link(self, name: str, netns: int = 1, **values: Any) -> FakeLink:
         link = self.kernel.find(name, netns)
         assert link is not None
@@ -129,6 +140,7 @@ class DoctorNode:
             **({"--config": self.config} if self.names_config else {}),
             "--run-dir": self.run_dir,
             "--kubelet-dir": self.root / "kubelet",
+            "--lease-dir": self.run_dir / "leases",
         }
         words = [word for key, value in options.items() for word in (key, str(value))]
         return CliRunner().invoke(cli.app, ["doctor", *words, *arguments], obj=self.kernel)
@@ -141,6 +153,28 @@ class DoctorNode:
 
     def ids(self) -> list[str]:
         return [finding["id"] for finding in self.findings("--probe")]
+
+    def where(self) -> Node:
+        """As the command looks, but with a clock and a token of the test's own."""
+        return Node(
+            root=self.root,
+            config=self.config,
+            run_dir=self.run_dir,
+            kubelet_dir=self.root / "kubelet",
+            lease_dir=self.run_dir / "leases",
+            conf_dir=None,
+            bin_dir=None,
+            shipped=self.root / "libexec/sriov-underlay",
+            token=self.root / "token",
+            is_synchronised=lambda: self.is_synchronised,
+        )
+
+    def look(self) -> list[Finding]:
+        return find_all(gather(self.where(), self.kernel, time.monotonic(), probe=True))
+
+    def write_token(self, issued_s: float, expires_s: float) -> Path:
+        claims = json.dumps({"iat": issued_s, "exp": expires_s}).encode()
+        return self.write("token", f"e30.{base64.urlsafe_b64encode(claims).decode().rstrip('=')}.c2ln")
 
     @contextmanager
     def agent(self) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import assert_never
 
-from node_agent.doctor.facts import Facts, PodLink
+from node_agent.doctor.facts import Facts, PodLink, WayOut
 from node_agent.doctor.rules import Finding, Rule, Severity
 from node_agent.vf_holders import holder_word
 from sriov_cni.attachment import Attachment
@@ -36,7 +37,14 @@ BYPASSES_KUBE_PROXY = Rule(
     cure="reach Services by the pods' own addresses, or give the pod an interface of the cluster network and"
     " a route to the service range by it",
 )
-RULES = (SPOOFCHK_MAC, ADDRESS_TWICE, ADDRESS_IN_USE, BYPASSES_KUBE_PROXY)
+NO_WAY_OUT = Rule(
+    id="no-route-to-services",
+    severity=Severity.NOTE,
+    cause="the pod has routes to its own subnets alone: no ClusterIP, no cluster DNS and nothing else beyond"
+    " them is reached from there",
+    cure="if it needs them: `routes` in `ipam` of its network, or an interface of the cluster network",
+)
+RULES = (SPOOFCHK_MAC, ADDRESS_TWICE, ADDRESS_IN_USE, BYPASSES_KUBE_PROXY, NO_WAY_OUT)
 
 
 def find(facts: Facts) -> Iterator[Finding]:
@@ -54,8 +62,21 @@ def _of_pod(attachment: Attachment, pod: PodLink, vf: Vf | None) -> Iterator[Fin
         yield SPOOFCHK_MAC.finding(about, vf=vf.pci, known=known.mac, mac=pod.netdev.mac)
     for address, mac in sorted(pod.holders.items()):
         yield ADDRESS_IN_USE.finding(about, address=address, mac=mac)
-    if pod.bypasses:
-        yield BYPASSES_KUBE_PROXY.finding(about)
+    yield from _way_out(about, attachment, pod.way_out)
+
+
+def _way_out(about: str, attachment: Attachment, way_out: WayOut) -> Iterator[Finding]:
+    """A pod that has none is told of once, whatever the number of its VFs."""
+    match way_out:
+        case WayOut.VF:
+            yield BYPASSES_KUBE_PROXY.finding(about)
+        case WayOut.NONE:
+            if attachment.ifname == attachment.primary:
+                yield NO_WAY_OUT.finding(about)
+        case WayOut.CLUSTER | WayOut.OTHER_VF:
+            return
+        case _:
+            assert_never(way_out)
 
 
 def _given_twice(facts: Facts) -> Iterator[Finding]:

@@ -12,15 +12,21 @@ CONF_DIR_MISSING = Rule(
     id="cni-conf-dir-missing",
     severity=Severity.ERROR,
     cause="there is no directory {path}, where container runtimes look for network configurations",
-    cure="is it another one on this node (`conf_dir` of containerd, `network_dir` of CRI-O)? Name it with"
-    " --cni-conf-dir; else make it",
+    cure="does the runtime look elsewhere, and its own file does not say so? Name it with --cni-conf-dir;"
+    " else install the runtime",
 )
 BIN_DIR_MISSING = Rule(
     id="cni-bin-dir-missing",
     severity=Severity.ERROR,
     cause="there is no directory {path}, where container runtimes look for CNI plugins",
-    cure="is it another one on this node (`bin_dir` of containerd, `plugin_dirs` of CRI-O)? Name it with"
-    " --cni-bin-dir; else make it",
+    cure="does the runtime look elsewhere, and its own file does not say so? Name it with --cni-bin-dir; else"
+    " install the plugins that it needs",
+)
+NOT_CALLED = Rule(
+    id="cni-not-called",
+    severity=Severity.WARNING,
+    cause="no network configuration in {path} calls sriov-underlay or Multus: pods come up without their VFs",
+    cure="put 00-sriov-underlay.conflist there, or install Multus; the agent's pod does it once it is ready",
 )
 OTHER_FIRST = Rule(
     id="cni-other-first",
@@ -61,6 +67,7 @@ FALLBACK_PLUGIN_MISSING = Rule(
 RULES = (
     CONF_DIR_MISSING,
     BIN_DIR_MISSING,
+    NOT_CALLED,
     OTHER_FIRST,
     EXECUTABLE_MISSING,
     EXECUTABLE_BROKEN,
@@ -73,7 +80,7 @@ RULES = (
 def find(facts: Facts) -> Iterator[Finding]:
     cni = facts.cni
     if cni.has_conf_dir:
-        yield from _other_first(cni)
+        yield from _order(cni)
     else:
         yield CONF_DIR_MISSING.finding(cni.conf_dir, path=cni.conf_dir)
     if cni.has_bin_dir:
@@ -85,9 +92,11 @@ def find(facts: Facts) -> Iterator[Finding]:
         yield FALLBACK_UNREADABLE.finding(str(cni.fallback), why=cni.fallback_error)
 
 
-def _other_first(cni: CniFiles) -> Iterator[Finding]:
+def _order(cni: CniFiles) -> Iterator[Finding]:
     ours = next((name for name, types in cni.configs if set(types) & set(OWN_NAMES)), None)
     if ours is None:  # a secondary network by Multus needs no file here
+        if not any(set(types) & set(_MULTUS) for _, types in cni.configs):
+            yield NOT_CALLED.finding(cni.conf_dir, path=cni.conf_dir)
         return
     first, types = cni.configs[0]
     if first != ours and not set(types) & set(_MULTUS):

@@ -1,15 +1,17 @@
 """Pure: what `sriovctl doctor` has seen of a node, at one moment."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 import msgspec
 
 from node_agent.agent_socket import Answer
 from node_agent.config import AgentConfig
+from node_agent.doctor.networkd import HostInterface, NetworkFile
 from node_agent.status_file import AgentStatus
 from sriov_cni.attachment import Attachment
-from vf_manager.kernel.api import PciFunction
+from vf_manager.kernel.api import LinkTraffic, PciFunction
 from vf_manager.model import Inventory, Mac, Netdev, PciAddress
 
 
@@ -38,18 +40,57 @@ class CniFiles(msgspec.Struct, frozen=True, kw_only=True):
     fallback_error: str | None = None
 
 
+class WayOut(StrEnum):
+    """How packets leave a pod for what is beyond its own subnets."""
+
+    NONE = "none"
+    VF = "vf"  # by the VF of this attachment alone
+    OTHER_VF = "other-vf"
+    CLUSTER = "cluster"  # also, or only, by an interface that is no PCI device
+
+
 class PodLink(msgspec.Struct, frozen=True, kw_only=True):
-    """The interface of an attachment as it is in its pod. `bypasses`: every default route of the pod goes by
-    VFs. `holders`: who else has an address of it, by address; empty if the wire was not asked."""
+    """The interface of an attachment as it is in its pod. `holders`: who else has an address of it, by
+    address. `silent_gateways`: those that do not answer. Both are empty if the wire was not asked."""
 
     netdev: Netdev
-    bypasses: bool = False
+    way_out: WayOut = WayOut.CLUSTER
+    counted: LinkTraffic | None = None
     holders: Mapping[str, Mac] = {}
+    silent_gateways: tuple[str, ...] = ()
+
+
+class HostNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """What configures interfaces of the host. `services`: those that run; without any there is nothing else
+    here. `network_files`: in the order in which networkd reads them. `interfaces`: of VFs."""
+
+    services: frozenset[str] = frozenset()
+    has_unmanaged_devices: bool = False  # in a file of NetworkManager
+    network_files: tuple[NetworkFile, ...] = ()
+    interfaces: tuple[HostInterface, ...] = ()
+
+
+class TokenTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the service account's token, in seconds since 1970."""
+
+    issued_s: float
+    expires_s: float
+
+
+class ClockFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """`now_s`: since 1970. `newest_s`: when `newest`, a file of the agent, was written. `token` None: none is
+    used, or it cannot be read."""
+
+    now_s: float = 0.0
+    is_synchronised: bool = True
+    newest: str = ""
+    newest_s: float = 0.0
+    token: TokenTimes | None = None
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """`config` None: there is none that can be read (`config_error`). `records_error`: why the agent's folder
-    cannot be read. `pods`: by VF."""
+    cannot be read. `pods`: by VF. `unwritable`: why, by folder."""
 
     inventory: Inventory = Inventory()
     functions: tuple[PciFunction, ...] = ()  # every NIC
@@ -58,8 +99,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     config_error: str | None = None
     has_iommu: bool = True
     groups: Mapping[int, tuple[GroupMember, ...]] = {}
-    active_services: frozenset[str] = frozenset()
-    services_held_off: frozenset[str] = frozenset()
+    host: HostNetwork = HostNetwork()
+    clock: ClockFacts = ClockFacts()
     cni: CniFiles = CniFiles()
     kubelet_dir: str = ""
     has_registration: bool = True
@@ -68,6 +109,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     status: AgentStatus | None = None
     run_dir: str = ""
     run_dir_mode: int = 0o700
+    socket_mode: int = 0o600
+    unwritable: Mapping[str, str] = {}
     records_error: str | None = None
     attachments: tuple[Attachment, ...] = ()
     pods: Mapping[PciAddress, PodLink] = {}

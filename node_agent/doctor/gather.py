@@ -1,8 +1,8 @@
 """Adapter: looks at a node for `sriovctl doctor`. Nothing is changed; what cannot be read is a fact, too."""
 
-import json
-import subprocess
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,37 +11,36 @@ from node_agent.agent import ATTACHMENTS, POD_RESOURCES, SOCKET_NAME
 from node_agent.agent_socket import ask_agent
 from node_agent.config import AgentConfig, ConfigError, parse_config
 from node_agent.config_source import CONFIG
-from node_agent.doctor.facts import CniFiles, Facts, GroupMember, PodLink
-from node_agent.doctor.host_network import NETWORK_MANAGER, NETWORKD
+from node_agent.doctor.facts import Facts, GroupMember
+from node_agent.doctor.look_clock import TOKEN, is_synchronised, look_at_clock
+from node_agent.doctor.look_cni import look_at_cni
+from node_agent.doctor.look_host import look_at_host
+from node_agent.doctor.look_pods import look_at_pod
 from node_agent.drop_in import parse_drop_in
 from node_agent.status_file import STALE_S, STATUS_FILE, AgentStatus, read_status
 from sriov_cni.attachment import Attachment
-from sriov_cni.chain_cache import read_conflist
-from sriov_cni.spec import OWN_NAMES
-from vf_manager.discovery import find_link, read_inventory
+from vf_manager.discovery import read_inventory
 from vf_manager.errors import SriovError
-from vf_manager.kernel.api import Kernel, Links
-from vf_manager.model import PciAddress
+from vf_manager.kernel.api import Kernel
 from vf_manager.records import read_records
-
-_VERSION_TIMEOUT_S = 2.0
-_PROBE_S = 1.0
-_NETWORK_FILES = ("etc/systemd/network", "run/systemd/network")
-_OUR_NETWORK_FILE = "10-sriov-vfs.network"
-_OUR_RULES = "etc/udev/rules.d/80-sriov-vfs.rules"
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """Where to look. `root`: of the host's file system. `config` None: the one that the agent reads.
-    `shipped`: the executable of this release, where it came with this command, as in the image."""
+    `lease_dir`: of networks that name none. `conf_dir`, `bin_dir` None: where the container runtime looks.
+    `shipped`: the executable of this release, where it came with this command, as in the image. `token`: of a
+    service account."""
 
     root: Path
     config: Path | None
     run_dir: Path
     kubelet_dir: Path
-    conf_dir: Path
-    bin_dir: Path
+    lease_dir: Path
+    conf_dir: Path | None
+    bin_dir: Path | None
     shipped: Path
+    token: Path = TOKEN
+    is_synchronised: Callable[[], bool] = is_synchronised
 
 
 def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
@@ -60,19 +59,23 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
         config_error=config_error,
         has_iommu=_has_entries(node.root / "sys/kernel/iommu_groups"),
         groups={group: tuple(_group(node.root, group)) for group in groups},
-        active_services=frozenset(_active(node.root)),
-        services_held_off=frozenset(_held_off(node.root)),
-        cni=_cni_files(node, config),
+        host=look_at_host(node.root, kernel, inventory, attachments),
+        clock=look_at_clock(_written(node.run_dir), node.token, node.is_synchronised),
+        cni=look_at_cni(
+            node.root, node.conf_dir, node.bin_dir, node.shipped, config.fallback if config else None
+        ),
         kubelet_dir=str(node.kubelet_dir),
         has_registration=(node.kubelet_dir / "device-plugins/kubelet.sock").exists(),
         has_pod_resources=(node.kubelet_dir / POD_RESOURCES).exists(),
         answer=ask_agent(node.run_dir / SOCKET_NAME),
         status=status,
         run_dir=str(node.run_dir),
-        run_dir_mode=node.run_dir.stat().st_mode & 0o777 if node.run_dir.exists() else 0o700,
+        run_dir_mode=_mode(node.run_dir, 0o700),
+        socket_mode=_mode(node.run_dir / SOCKET_NAME, 0o600),
+        unwritable=dict(_unwritable(node, config)),
         records_error=records_error,
         attachments=attachments,
-        pods={one.port.pci: link for one in attachments if (link := _pod_link(one, kernel, probe))},
+        pods={one.port.pci: link for one in attachments if (link := look_at_pod(one, kernel, probe=probe))},
     )
 
 
@@ -101,6 +104,43 @@ def _read_records(
         return None, (), str(e)
 
 
+def _written(run_dir: Path) -> list[Path]:
+    return [run_dir / STATUS_FILE, *(run_dir / ATTACHMENTS).glob("*.json")]
+
+
+def _mode(path: Path, absent: int) -> int:
+    try:
+        return path.stat().st_mode & 0o777
+    except OSError:
+        return absent
+
+
+def _unwritable(node: Node, config: AgentConfig | None) -> Iterator[tuple[str, str]]:
+    """Of the folders that the agent writes to. One that is not there yet will be in the one above it."""
+    for folder in (node.run_dir, node.kubelet_dir / "device-plugins", *_lease_dirs(node, config)):
+        present = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+        if (why := _why_unwritable(present)) is not None:
+            yield str(folder), why
+
+
+def _lease_dirs(node: Node, config: AgentConfig | None) -> set[Path]:
+    ipams = [network["ipam"] for network in config.networks if network.get("ipam")] if config else []
+    ours = [ipam for ipam in ipams if ipam.get("type") == "host-local"]
+    return {Path(ipam.get("dataDir", node.lease_dir)) for ipam in ours}
+
+
+def _why_unwritable(folder: Path) -> str | None:
+    """Root may write wherever the file system lets it."""
+    if not folder.is_dir():
+        return os.strerror(errno.ENOTDIR)
+    state = os.statvfs(folder)
+    if state.f_flag & os.ST_RDONLY:
+        return os.strerror(errno.EROFS)
+    if (state.f_blocks and not state.f_bavail) or (state.f_files and not state.f_favail):
+        return os.strerror(errno.ENOSPC)
+    return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+
+
 def _group(root: Path, group: int) -> Iterator[GroupMember]:
     folder = root / f"sys/kernel/iommu_groups/{group}/devices"
     for device in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -108,122 +148,5 @@ def _group(root: Path, group: int) -> Iterator[GroupMember]:
         yield GroupMember(pci=device.name, driver=driver.readlink().name if driver.is_symlink() else None)
 
 
-def _active(root: Path) -> Iterator[str]:
-    """systemd keeps a link for each unit that is active (src/core/unit.c unit_export_invocation_id). networkd
-    does nothing to an interface for which no file asks for it."""
-    for service in (NETWORK_MANAGER, NETWORKD):
-        link = root / f"run/systemd/units/invocation:{service}.service"
-        if link.is_symlink() and (service != NETWORKD or _networks(root) - {_OUR_NETWORK_FILE}):
-            yield service
-
-
-def _held_off(root: Path) -> Iterator[str]:
-    marked = (root / _OUR_RULES).exists()
-    conf = root / "etc/NetworkManager/conf.d"
-    own = any("unmanaged-devices" in file.read_text(errors="replace") for file in conf.glob("*.conf"))
-    if marked or own:
-        yield NETWORK_MANAGER
-    if marked and _OUR_NETWORK_FILE in _networks(root):
-        yield NETWORKD
-
-
-def _networks(root: Path) -> set[str]:
-    return {file.name for folder in _NETWORK_FILES for file in (root / folder).glob("*.network")}
-
-
 def _has_entries(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _cni_files(node: Node, config: AgentConfig | None) -> CniFiles:
-    fallback = config.fallback if config else None
-    types, error = _fallback_types(Path(fallback)) if fallback else ((), None)
-    return CniFiles(
-        conf_dir=str(node.conf_dir),
-        bin_dir=str(node.bin_dir),
-        has_conf_dir=node.conf_dir.is_dir(),
-        has_bin_dir=node.bin_dir.is_dir(),
-        configs=tuple(_configs(node.conf_dir)),
-        plugins=frozenset(f.name for f in node.bin_dir.iterdir()) if node.bin_dir.is_dir() else frozenset(),
-        version_answer=_ask_version(node.bin_dir / OWN_NAMES[0]),
-        is_shipped=_is_same(node.bin_dir / OWN_NAMES[0], node.shipped),
-        fallback=fallback,
-        fallback_types=types,
-        fallback_error=error,
-    )
-
-
-def _configs(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """In the order of libcni (ConfFiles): by name, of these endings."""
-    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
-        if file.suffix not in (".conf", ".conflist", ".json") or not file.is_file():
-            continue
-        try:
-            document = json.loads(file.read_bytes())
-            plugins = document.get("plugins", [document])
-            yield file.name, tuple(str(plugin.get("type")) for plugin in plugins)
-        except (ValueError, AttributeError, TypeError, OSError):  # the runtime skips it, too
-            continue
-
-
-def _fallback_types(path: Path) -> tuple[tuple[str, ...], str | None]:
-    """With the IPAM plugins that the plugins of the list call."""
-    try:
-        conflist = read_conflist(path)
-    except SriovError as e:
-        return (), str(e)
-    ipams = (plugin.get("ipam") for plugin in conflist.plugins)
-    called = (str(ipam["type"]) for ipam in ipams if isinstance(ipam, dict) and "type" in ipam)
-    return (*conflist.types, *called), None
-
-
-def _ask_version(executable: Path) -> dict[str, object] | str | None:
-    if not executable.exists():
-        return None
-    try:
-        done = subprocess.run(
-            [executable],
-            env={"CNI_COMMAND": "VERSION"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_VERSION_TIMEOUT_S,
-            check=True,
-        )
-        answer = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as e:
-        return str(e)
-    return answer if isinstance(answer, dict) else "it is no JSON object"
-
-
-def _is_same(installed: Path, shipped: Path) -> bool | None:
-    if not (installed.exists() and shipped.exists()):
-        return None
-    return installed.read_bytes() == shipped.read_bytes()
-
-
-def _pod_link(attachment: Attachment, kernel: Kernel, probe: bool) -> PodLink | None:
-    """None: its namespace is gone, or the VF has no interface there."""
-    netns = kernel.netns_at(attachment.sandbox.path)
-    if netns is None:
-        return None
-    try:
-        if netns.id != attachment.sandbox.id:
-            return None
-        with kernel.links(netns) as links:
-            netdev = find_link(links, attachment.port.pci)
-            bypasses = _bypasses(links, attachment.port.pci)
-        if netdev is None:
-            return None
-        addresses = [ip.address for ip in attachment.result.ips] if attachment.result else []
-        holders = kernel.find_holders(netns, netdev, addresses, _PROBE_S) if probe and addresses else {}
-        return PodLink(netdev=netdev, bypasses=bypasses, holders=holders)
-    finally:
-        netns.close()
-
-
-def _bypasses(links: Links, vf: PciAddress) -> bool:
-    """Interfaces that are PCI devices are no part of a cluster network of veths."""
-    ways = links.default_route_links()
-    parents = {link.netdev.ifindex: link.parent for link in links.dump()}
-    by_vf = any(parents.get(index) == vf for index in ways)
-    return by_vf and all(parents.get(index) is not None for index in ways)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from node_agent.agent import SOCKET_NAME
 from node_agent.doctor.facts import Facts
 from node_agent.doctor.rules import Finding, Rule, Severity
 
@@ -53,11 +54,30 @@ POD_RESOURCES_MISSING = Rule(
     cause="there is no {path}: which VF a pod was given can be asked of nobody",
     cure="does the kubelet run (1.20 or later)? In a pod, mount its folder pod-resources",
 )
+POOL_NOT_REGISTERED = Rule(
+    id="pool-not-registered",
+    severity=Severity.ERROR,
+    cause="the kubelet does not have {resource}, so no pod can request it: {why}",
+    cure="does the kubelet run? The agent registers anew by itself; its log and the kubelet's say more",
+)
 RUN_DIR_OPEN = Rule(
     id="run-dir-open",
     severity=Severity.ERROR,
-    cause="others than root may look into the agent's folder or write to it (mode {mode})",
-    cure="`chmod 700 {path}`, and find out who changed it: what is there is acted upon as root",
+    cause="others than root may write to the agent's folder (mode {mode})",
+    cure="`chmod go-w {path}`, and find out who changed it: what is there is acted upon as root",
+)
+SOCKET_OPEN = Rule(
+    id="socket-open",
+    severity=Severity.WARNING,
+    cause="others than root may connect to {path} (mode {mode}). The agent answers root alone, but who may"
+    " connect can keep it busy",
+    cure="`chmod 600 {path}`, and find out who changed it: the agent makes it so",
+)
+FOLDER_UNWRITABLE = Rule(
+    id="folder-not-writable",
+    severity=Severity.ERROR,
+    cause="nothing can be written to {path}, where the agent has to: {why}",
+    cure="make room, or mount it writable; `findmnt -T {path}` and `df -i {path}` show how it is",
 )
 RECORDS_UNREADABLE = Rule(
     id="records-unreadable",
@@ -74,7 +94,10 @@ RULES = (
     PROVISIONING_PENDING,
     KUBELET_MISSING,
     POD_RESOURCES_MISSING,
+    POOL_NOT_REGISTERED,
     RUN_DIR_OPEN,
+    SOCKET_OPEN,
+    FOLDER_UNWRITABLE,
     RECORDS_UNREADABLE,
 )
 
@@ -93,10 +116,30 @@ def find(facts: Facts) -> Iterator[Finding]:
     )
     if not facts.has_registration:
         yield KUBELET_MISSING.finding("kubelet", path=registration)
+    else:
+        yield from _unregistered(facts)
     if not facts.has_pod_resources:
         yield POD_RESOURCES_MISSING.finding("kubelet", path=resources)
-    if facts.run_dir_mode & 0o077:
+    yield from _permissions(facts)
+
+
+def _unregistered(facts: Facts) -> Iterator[Finding]:
+    for pool in facts.status.pools if facts.status else ():
+        if not pool.registered:
+            why = pool.reason or "it has not been asked yet"
+            yield POOL_NOT_REGISTERED.finding(f"pool {pool.name}", resource=pool.resource, why=why)
+
+
+def _permissions(facts: Facts) -> Iterator[Finding]:
+    """That others may read the folder itself is as the kubelet makes one (`DirectoryOrCreate`): what is in it
+    is root's."""
+    if facts.run_dir_mode & 0o022:
         yield RUN_DIR_OPEN.finding(facts.run_dir, mode=f"{facts.run_dir_mode:o}", path=facts.run_dir)
+    if facts.socket_mode & 0o077:
+        path = f"{facts.run_dir}/{SOCKET_NAME}"
+        yield SOCKET_OPEN.finding(path, mode=f"{facts.socket_mode:o}", path=path)
+    for folder, why in facts.unwritable.items():
+        yield FOLDER_UNWRITABLE.finding(folder, path=folder, why=why)
     if facts.records_error:
         yield RECORDS_UNREADABLE.finding(facts.run_dir, why=facts.records_error)
 
