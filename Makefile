@@ -15,13 +15,16 @@ CFLAGS := -std=c11 -Wall -Wextra -Werror -O2 -static
 SHIM := build/sriov-underlay
 PAUSE := build/pause
 
-.PHONY: help demo bench test lint test-unit test-fuzz test-netns test-monitoring test-image test-rig setup setup-rig shim image manifests proto docs-config requirements install install-cni install-vfs-unit install-unmanaged uninstall clean
+.PHONY: help demo rig-shell bench test lint test-unit test-fuzz test-netns test-monitoring test-image test-rig setup setup-rig shim image manifests proto docs-config requirements install install-node install-cni install-vfs-unit install-unmanaged uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-rig ## the main job on an emulated SR-IOV NIC, told step by step
 	$(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 600 -- python3 -m hw_tests.demo
+
+rig-shell: setup-rig ## a node with SR-IOV NICs to play with; see docs/getting-started.md
+	@$(SUDO) $(PYTHON) -m hw_tests.rig shell
 
 bench: setup-rig ## how long ADD, DEL and looks take; BENCH="--only native --rounds 50" for less
 	@.ci/host-setup netns
@@ -91,6 +94,7 @@ manifests: setup ## write manifests/install.yaml anew
 
 PREFIX ?= /opt/sriov-underlay
 CNI_BIN ?= /opt/cni/bin
+BIN_DIR ?= /usr/local/bin
 CONFIG_DIR ?= /etc/sriov-underlay
 UNIT_DIR ?= /etc/systemd/system
 UDEV_DIR ?= /etc/udev/rules.d
@@ -107,12 +111,15 @@ install: shim ## the agent, the CNI executable and the systemd unit, on this nod
 	@.ci/step "install into $(PREFIX)" bash -c '$(BASE_PYTHON) -m venv $(PREFIX) && \
 	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt && \
 	    $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .'
-	install -d -m 755 $(CONFIG_DIR) $(UNIT_DIR)
+	@$(MAKE) install-node
+	@echo "Installed. Next: edit $(CONFIG_DIR)/config.yaml, then systemctl enable --now sriov-agent"
+
+install-node: install-cni ## what `install` puts there beside the agent itself: config, unit, CNI executable, sriovctl
+	install -d -m 755 $(CONFIG_DIR) $(UNIT_DIR) $(BIN_DIR)
 	install -m 644 manifests/config.schema.json $(CONFIG_DIR)/config.schema.json
 	[ -e $(CONFIG_DIR)/config.yaml ] || install -m 644 manifests/config.yaml $(CONFIG_DIR)/config.yaml
 	install -m 644 manifests/sriov-agent.service $(UNIT_DIR)/sriov-agent.service
-	@$(MAKE) install-cni
-	@echo "Installed. Next: edit $(CONFIG_DIR)/config.yaml, then systemctl enable --now sriov-agent"
+	ln -sfn $(PREFIX)/bin/sriovctl $(BIN_DIR)/sriovctl
 
 install-cni: shim ## the CNI executable alone; ALSO_AS=sriov takes the place of sriov-cni
 	install -d -m 755 $(CNI_BIN)
@@ -134,6 +141,7 @@ uninstall: ## take all of it off this node again, once no pod has a VF; see docs
 	rm -f $(UNIT_DIR)/sriov-agent.service $(UNIT_DIR)/sriov-vfs.service $(UDEV_DIR)/80-sriov-vfs.rules
 	rm -f $(NETWORKD_DIR)/10-sriov-vfs.network
 	for name in sriov-underlay $(ALSO_AS); do rm -f $(CNI_BIN)/$$name; done
+	[ "$$(readlink $(BIN_DIR)/sriovctl)" != $(PREFIX)/bin/sriovctl ] || rm $(BIN_DIR)/sriovctl
 	[ ! -e $(PREFIX)/pyvenv.cfg ] || rm -r $(PREFIX)
 	rm -rf $(RUN_DIR)
 

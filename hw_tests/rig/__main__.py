@@ -1,6 +1,8 @@
-"""Orchestrator: the rig's command line: python3 -m hw_tests.rig build | run [options] -- COMMAND..."""
+"""Orchestrator: the rig's command line: python3 -m hw_tests.rig build | shell | run [options] -- COMMAND"""
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from hw_tests.rig.guest import run_in_guest
 from hw_tests.rig.host import RigError, say
 from hw_tests.rig.image import ensure_base_image
 from hw_tests.rig.machine import terminate_on_sigterm
+from hw_tests.rig.terminal import terminal_size
 from hw_tests.rig.verdict import EXIT_NO_VERDICT
 
 _EXIT_INTERRUPTED = 130
@@ -22,6 +25,8 @@ def main(arguments: list[str]) -> int:
         if options.action == "build":
             ensure_environment_disk(ensure_base_image())
             return 0
+        if options.action == "shell":
+            return _shell()
         return _run(options)
     except RigError as error:
         say(str(error))
@@ -46,6 +51,15 @@ def _run(options: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
+def _shell() -> int:
+    """The person at it decides how long it takes."""
+    env = {"RIG_TERMINAL": terminal_size(), "TERM": os.environ.get("TERM", "dumb")}
+    command = ["python3", "-m", "hw_tests.playground"]
+    outcome = run_in_guest(command, timeout_s=math.inf, env=env, interactive=True)
+    outcome.tell()
+    return outcome.exit_code
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m hw_tests.rig", description="SR-IOV without SR-IOV hardware"
@@ -61,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set for COMMAND; repeatable"
     )
+    actions.add_parser("shell", help="boot a node to play with, and be root on it until `exit`")
     run.add_argument("command", nargs="+", metavar="COMMAND")
     return parser
 

@@ -16,6 +16,7 @@ from hw_tests.rig.environment import ensure_environment_disk
 from hw_tests.rig.host import cache_dir, cache_lock, locked_folder, require, say, step
 from hw_tests.rig.image import BaseImage, ensure_base_image
 from hw_tests.rig.machine import CPUS, Channel, Machine, require_igb
+from hw_tests.rig.terminal import keyboard
 from hw_tests.rig.verdict import Verdict
 
 _CONSOLES_KEPT = 20
@@ -59,8 +60,10 @@ def run_in_guest(
     out: Path | None = None,
     keep_console: Path | None = None,
     env: Mapping[str, str] | None = None,
+    interactive: bool = False,
 ) -> Outcome:
-    """Boot, run the command with its output on our stdout, power off.
+    """Boot, run the command with its output on our stdout, power off. `interactive`: it has a terminal there,
+    and ours is its keyboard.
 
     What the command leaves in `$RIG_OUT` lands in the folder `out`. A guest that hangs is booted once more,
     and the command begins anew: the emulator loses the timer of a CPU now and then (seen with the kernel idle
@@ -75,11 +78,11 @@ def run_in_guest(
             source = write_source_disk(base, work, command, env or {})
             write_initramfs(base, work / _INITRAMFS)
         disks = [base.root_disk, environment, source]
-        outcome = _boot(base, disks, work, timeout_s)
+        outcome = _boot(base, disks, work, timeout_s, interactive)
         if outcome.hung:
             outcome.tell()
             say("THE GUEST HUNG: the machine is booted once more, and the command begins anew")
-            outcome = _boot(base, disks, work, timeout_s)
+            outcome = _boot(base, disks, work, timeout_s, interactive)
         if out is not None:
             _bring_out(work / _FILES, out)
         if keep_console is not None:
@@ -87,7 +90,7 @@ def run_in_guest(
         return outcome
 
 
-def _boot(base: BaseImage, disks: list[Path], work: Path, timeout_s: float) -> Outcome:
+def _boot(base: BaseImage, disks: list[Path], work: Path, timeout_s: float, interactive: bool) -> Outcome:
     """One life of the machine, which leaves its disks as they are."""
     say("booting the emulated machine ...")
     began = time.monotonic()
@@ -99,7 +102,10 @@ def _boot(base: BaseImage, disks: list[Path], work: Path, timeout_s: float) -> O
             Channel("output", _to_stdout),
             Channel("files", archive.write),
         ]
-        with Machine(base, disks, work / _INITRAMFS, console, channels) as machine:
+        terminal = Channel("terminal", _to_stdout, device="virtconsole")
+        keys = keyboard(terminal.send) if interactive else contextlib.nullcontext()
+        channels += [terminal] if interactive else []
+        with Machine(base, disks, work / _INITRAMFS, console, channels) as machine, keys:
             ended, dead = _watch(machine, verdict, timeout_s)
     say(f"machine ended {_since(began)}")
     exit_code, why = verdict.judge(ended, dead, timeout_s)

@@ -27,10 +27,11 @@ CPUS = 2
 
 
 class Channel:
-    """A byte stream from the guest, read to its end by a thread of its own."""
+    """A byte stream from the guest, read to its end by a thread of its own. `device`: what the guest has."""
 
-    def __init__(self, name: str, consume: Callable[[bytes], object]) -> None:
+    def __init__(self, name: str, consume: Callable[[bytes], object], device: str = "virtserialport") -> None:
         self.name = name
+        self.device = device
         self._ours, self.theirs = socket.socketpair()
         self._consume = consume
         self._thread = threading.Thread(target=self._read, name=f"rig-{name}", daemon=True)
@@ -137,7 +138,7 @@ def _command_line(
     command += ["-device", "virtio-serial-pci"]
     for channel in channels:
         command += ["-chardev", f"socket,id={channel.name},fd={channel.theirs.fileno()}"]
-        command += ["-device", f"virtserialport,chardev={channel.name},name=rig.{channel.name}"]
+        command += ["-device", f"{channel.device},chardev={channel.name},name=rig.{channel.name}"]
     for nic in NICS:
         command += ["-device", _properties(nic.root_port)]
         command += ["-netdev", _properties(nic.netdev)]

@@ -1,0 +1,156 @@
+"""Orchestrator: the emulated machine as the node of docs/getting-started.md after its step 5.
+
+Files, names and commands are those of the page: two PFs called ens1f0 and ens1f1, an agent that was installed
+and does not run, a container runtime with a bridge, another machine on the wire. Kubernetes and the service
+manager are stand-ins (`bin/`).
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hw_tests.containerd import REFERENCE_PLUGINS, Containerd, running_containerd
+from hw_tests.kustomize import MANIFESTS
+from hw_tests.nics import Nic, find_plain_nic, ip
+from hw_tests.playground.kubectl import Kubectl, serving
+from hw_tests.playground.pods import Pods
+from hw_tests.runtime import PROJECT, Pod
+from node_agent.agent import RUN_DIR, SOCKET_NAME
+from tests.stub_kubelet import StubKubelet
+
+PF_NAMES = ("ens1f0", "ens1f1")
+NEIGHBOUR_ADDRESS = "192.168.50.1"
+KUBELET_DIR = Path("/var/lib/kubelet")
+BIN = Path(__file__).with_name("bin")
+FOLDER = Path("/run/playground")
+_PREFIX = Path("/opt/sriov-underlay")
+_BRIDGE = "cni0"  # of manifests/fallback.conflist
+_CONFLIST = "10-containerd-net.conflist"
+_PLACES = {Path("/opt/cni/bin"): "bin", Path("/etc/cni/net.d"): "net.d"}
+_LEFT = (RUN_DIR, FOLDER, KUBELET_DIR, Path("/etc/sriov-underlay"), Path("/var/lib/cni/networks"))
+_PROGRAMS = {"sriov-agent": "node_agent.main", "sriovctl": "node_agent.cli"}
+_PROGRAM = """\
+#!/bin/sh
+PYTHONPATH={path} exec {python} -c 'from {module} import run; run()' "$@"
+"""
+_COMMAND_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Playground:
+    """`run` what the documentation shows. `neighbour`: the other machine."""
+
+    pods: Pods
+    neighbour: Pod
+
+    def run(self, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """As a person types it, in the project's folder."""
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=PROJECT,
+            env=environment() | env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_COMMAND_TIMEOUT_S,
+        )
+
+
+def environment() -> dict[str, str]:
+    """Of a person at this node."""
+    return os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+@contextlib.contextmanager
+def playground(nics: tuple[Nic, ...]) -> Iterator[Playground]:
+    """It fills the places that a real node has, so it is for a machine that is thrown away."""
+    if os.environ.get("RIG") != "emulated":
+        raise RuntimeError("a playground needs the emulated machine: `make rig-shell`")
+    with contextlib.ExitStack() as stack:
+        for nic, name in zip(nics, PF_NAMES, strict=True):
+            stack.enter_context(_renamed(nic, name))
+        neighbour = stack.enter_context(_neighbour(find_plain_nic()))
+        stack.callback(_clear)
+        containerd = Containerd(
+            FOLDER / "containerd",
+            (MANIFESTS / "fallback.conflist").read_text(),
+            RUN_DIR / SOCKET_NAME,
+            plugins=tuple(REFERENCE_PLUGINS.glob("*")),
+            conflist_name=_CONFLIST,
+        )
+        _install(containerd.folder)
+        kubelet = stack.enter_context(StubKubelet(KUBELET_DIR))
+        cri = stack.enter_context(running_containerd(containerd))
+        pods = Pods(cri, kubelet, FOLDER)
+        stack.callback(_stop_agent)
+        stack.enter_context(serving(Kubectl(pods, socket.gethostname()).answer))
+        yield Playground(pods, neighbour)
+
+
+@contextlib.contextmanager
+def _renamed(nic: Nic, name: str) -> Iterator[None]:
+    _rename(nic.name, name)
+    try:
+        yield
+    finally:
+        _rename(name, nic.name)
+
+
+def _rename(old: str, new: str) -> None:
+    with contextlib.suppress(RuntimeError):  # udev has kept it as another name of the interface
+        ip("link", "property", "del", "dev", old, "altname", new)
+    ip("link", "set", old, "down")
+    ip("link", "set", old, "name", new)
+
+
+@contextlib.contextmanager
+def _neighbour(nic: Nic) -> Iterator[Pod]:
+    machine = Pod("machine", "neighbour").create()
+    try:
+        ip("link", "set", nic.name, "netns", machine.netns)
+        ip("-n", machine.netns, "link", "set", nic.name, "name", "eth0", "up")
+        ip("-n", machine.netns, "address", "add", f"{NEIGHBOUR_ADDRESS}/24", "dev", "eth0")
+        yield machine
+    finally:
+        ip("-n", machine.netns, "link", "set", "eth0", "down")
+        ip("-n", machine.netns, "link", "set", "eth0", "name", nic.name, "netns", "1")
+        machine.destroy()
+
+
+def _install(folder: Path) -> None:
+    """What `make install` does, but for the virtual environment: this machine has the packages already."""
+    for place, name in _PLACES.items():
+        place.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "--bind", folder / name, place], check=True)
+    (_PREFIX / "bin").mkdir(parents=True)
+    (_PREFIX / "pyvenv.cfg").touch()  # by which `make uninstall` knows that it is ours
+    for name, module in _PROGRAMS.items():
+        program = _PREFIX / "bin" / name
+        path = ":".join([str(PROJECT), "/env"])
+        program.write_text(_PROGRAM.format(path=path, python=sys.executable, module=module))
+        program.chmod(0o755)
+    # -o: the executable is the one that was built, whatever the times of files say.
+    words = ["make", "-s", "-o", "build/sriov-underlay", "install-node"]
+    subprocess.run(words, cwd=PROJECT, check=True)
+
+
+def _stop_agent() -> None:
+    if Path("/etc/systemd/system/sriov-agent.service").exists():
+        subprocess.run([BIN / "systemctl", "stop", "sriov-agent"], check=True)
+
+
+def _clear() -> None:
+    for place in _PLACES:
+        if place.is_mount():
+            subprocess.run(["umount", place], check=True)
+    for path in _LEFT:
+        shutil.rmtree(path, ignore_errors=True)
+    subprocess.run(["make", "-s", "uninstall"], cwd=PROJECT, check=True)
+    with contextlib.suppress(RuntimeError):  # no pod has had it made
+        ip("link", "delete", _BRIDGE)
