@@ -1,8 +1,13 @@
 """Orchestrator: the way off a node. Only an agent can give VFs back, so one stays until no pod has any.
 
-At once no new pod comes to us: the network configuration is taken away, and the kubelet is offered nothing.
-Pods that run go on, and their DEL is served. With the last of them go the executable, the VFs that this agent
-made, and what it has below /run. Then the pod in which this runs may be deleted.
+At once the kubelet is offered nothing, so no new pod gets a VF. Pods that run go on, and their DEL is served.
+With the last VF goes the network configuration, and new pods get what is next. With the last pod of the
+fallback chain go the executable, the VFs that this agent made, and what it has below /run. Then the pod in
+which this runs may be deleted.
+
+The configuration does not go first: a runtime sends the DEL of a pod by the one that it has then, not by
+the one that made the pod (go-cni, in containerd 1.6). The plugins of the next one cannot give a VF back, and
+those that try to delete it fail for as long as the runtime asks: bridge says "operation not supported".
 """
 
 import shutil
@@ -52,7 +57,6 @@ class Uninstall:
 
     def run(self) -> str | None:
         """The reason if it ended by itself. Raises SriovError and OSError."""
-        self._take_away(self._when_ready)
         failure = self._run_agents()
         if failure is not None or self._stop.is_set():
             return failure
@@ -66,14 +70,16 @@ class Uninstall:
         """One that serves until nothing is held, then one that removes the VFs. Calls are answered meanwhile,
         so there may be something to hold again."""
         while not self._stop.is_set():
-            if held := self._held():
-                self._log.info("uninstalling when the last pod is gone", attachments=len(held))
-                failure = self._run_agent(without_pools(self._config), self._stop_agent_when_idle)
+            kind = next((kind for kind in (ATTACHMENTS, CHAIN) if self._held(kind)), None)
+            if kind != ATTACHMENTS:
+                self._take_away(self._when_ready)
+            if kind is not None:
+                failure = self._run_agent_while_held(kind)
             else:
                 failure = self._run_agent(without_vfs(self._config), self._stop_agent)
             if failure is not None:
                 return failure
-            if not held and not self._held():
+            if kind is None and not self._held(ATTACHMENTS) and not self._held(CHAIN):
                 break
         return None
 
@@ -92,20 +98,23 @@ class Uninstall:
         if self._agent is not None:
             self._agent.stop()
 
-    def _stop_agent_when_idle(self) -> None:
-        agent = self._agent
-        assert agent is not None
-
+    def _run_agent_while_held(self, kind: str) -> str | None:
         def watch() -> None:
-            while self._held() and not self._stop.wait(_POLL_S):
+            agent = self._agent
+            assert agent is not None
+            while self._held(kind) and not self._stop.wait(_POLL_S):
                 agent.take_back_lost()
             agent.stop()
 
-        threading.Thread(target=watch, name="uninstall", daemon=True).start()
+        def start_watch() -> None:
+            threading.Thread(target=watch, name="uninstall", daemon=True).start()
 
-    def _held(self) -> list[Path]:
+        self._log.info("uninstalling when these are gone", of=kind, count=len(self._held(kind)))
+        return self._run_agent(without_pools(self._config), start_watch)
+
+    def _held(self, kind: str) -> list[Path]:
         """A record for each attachment that an agent has to undo."""
-        return [path for name in (ATTACHMENTS, CHAIN) for path in (self._run_dir / name).glob("[!.]*.json")]
+        return list((self._run_dir / kind).glob("[!.]*.json"))
 
     def _take_away(self, placements: Sequence[Placement]) -> None:
         for placement in placements:
