@@ -41,6 +41,7 @@ def _run(options: argparse.Namespace) -> int:
         out=options.out,
         keep_console=options.keep_console,
         env=env,
+        with_images=options.images,
     )
     outcome.tell()
     return outcome.exit_code
@@ -60,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="where the files in $RIG_OUT go")
     run.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set for COMMAND; repeatable"
+    )
+    run.add_argument(
+        "--images", action="store_true", help="with the agent's container images, for hw_tests/test_image.py"
     )
     run.add_argument("command", nargs="+", metavar="COMMAND")
     return parser
