@@ -57,7 +57,8 @@ test-image: setup ## the container image, built and run as the manifests say; ne
 	@.ci/step "image tests" $(SUDO) $(PYTHON) -m pytest tests/image -q
 
 test-rig: setup-rig ## real igb and igbvf drivers in an emulated machine
-	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --timeout 4500 -- \
+	@.ci/host-setup image
+	@.ci/step "rig tests" $(SUDO) $(PYTHON) -m hw_tests.rig run --images --timeout 4500 -- \
 	    python3 -m pytest hw_tests -q -p no:cacheprovider
 
 setup: $(VENV)/.ready shim $(PAUSE)

@@ -40,7 +40,7 @@ disabled_plugins = [
   disable_apparmor = true
   restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "native"
+  snapshotter = "{snapshotter}"
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "{folder}/bin"
   conf_dir = "{folder}/net.d"
@@ -59,6 +59,7 @@ class Containerd:
     enter: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = (EXECUTABLE, *REFERENCE_PLUGINS.glob("*"))
     conflist_name: str = "00-pods.conflist"
+    snapshotter: str = "native"  # works below whatever folder; each layer is a copy of all below it
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ class Containerd:
         for plugin in self.plugins:
             (self.folder / "bin" / plugin.name).symlink_to(plugin)
         (self.folder / "net.d" / self.conflist_name).write_text(self.conflist)
-        config = _CONFIG.format(folder=self.folder, image=IMAGE)
+        config = _CONFIG.format(folder=self.folder, image=IMAGE, snapshotter=self.snapshotter)
         (self.folder / "config.toml").write_text(config)
         write_pause_image(self.folder / "pause.tar")
 
@@ -97,7 +98,7 @@ class Containerd:
         """That of the sandboxes, if no other is given."""
         words = ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import"]
         archive = archive or self.folder / "pause.tar"
-        subprocess.run([*words, "--snapshotter", "native", str(archive)], check=True)
+        subprocess.run([*words, "--snapshotter", self.snapshotter, str(archive)], check=True)
         wait_until(lambda: cri.has_image(name), f"image {name} in containerd's list", _START_TIMEOUT_S)
 
     def stop(self) -> None:

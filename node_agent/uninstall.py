@@ -1,11 +1,17 @@
 """Orchestrator: the way off a node. Only an agent can give VFs back, so one stays until no pod has any.
 
-At once no new pod comes to us: the network configuration is taken away, and the kubelet is offered nothing.
-Pods that run go on, and their DEL is served. For a VF that is no interface (vfio-pci) there may be none: the
-kubelet is asked who has one. With the last of them go the executable, the VFs that this agent made, and what
-it has below /run. Then the pod in which this runs may be deleted.
+At once the kubelet is offered nothing, so no new pod gets a VF. Pods that run go on, and their DEL is served.
+For a VF that is no interface (vfio-pci) there may be none: the kubelet is asked who has one. With the last VF
+goes the network configuration, and new pods get what is next. With the last pod of the fallback chain go the
+executable, the VFs that this agent made, and what it has below /run. Then the pod in which this runs may be
+deleted.
+
+The configuration does not go first: a runtime sends the DEL of a pod by the one that it has then, not by
+the one that made the pod (go-cni, in containerd 1.6). The plugins of the next one cannot give a VF back, and
+those that try to delete it fail for as long as the runtime asks: bridge says "operation not supported".
 """
 
+import functools
 import shutil
 import threading
 from collections.abc import Callable, Container, Sequence
@@ -37,15 +43,22 @@ class Kubelet(Protocol):
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """What keeps an agent on its node. `attachments`: records that it has to undo. `pods`: asked of the
-    kubelet once there is none. `reason`: why the kubelet does not say."""
+    """What keeps an agent on its node. `attachments`: records of VFs that it has to give back. `pods`: asked
+    of the kubelet once there is none. `chained`: interfaces of the fallback chain. `reason`: why the kubelet
+    does not say."""
 
     attachments: int = 0
     pods: tuple[str, ...] = ()
+    chained: int = 0
     reason: str | None = None
 
     def __bool__(self) -> bool:
         return self != _NOTHING
+
+    @property
+    def is_attached(self) -> bool:
+        """Some DEL is to come that only we can serve."""
+        return self.attachments > 0
 
 
 _NOTHING = Held()
@@ -81,7 +94,6 @@ class Uninstall:
 
     def run(self) -> str | None:
         """The reason if it ended by itself. Raises SriovError and OSError."""
-        self._take_away(self._when_ready)
         failure = self._run_agents()
         if failure is not None or self._stop.is_set():
             return failure
@@ -95,8 +107,12 @@ class Uninstall:
         """One that serves until nothing is held, then one that removes the VFs. Calls are answered meanwhile,
         so there may be something to hold again."""
         while not self._stop.is_set():
-            if held := self._held():
-                failure = self._run_agent(without_pools(self._config), self._stop_agent_when_idle)
+            held = self._held()
+            if not held.is_attached:
+                self._take_away(self._when_ready)
+            if held:
+                stop_after = functools.partial(self._stop_after, held.is_attached)
+                failure = self._run_agent(without_pools(self._config), stop_after)
             else:
                 failure = self._run_agent(without_vfs(self._config), self._stop_agent)
             if failure is not None:
@@ -120,13 +136,14 @@ class Uninstall:
         if self._agent is not None:
             self._agent.stop()
 
-    def _stop_agent_when_idle(self) -> None:
+    def _stop_after(self, is_attached: bool) -> None:
+        """Stop the agent once nothing holds it any more, or no attachment where one did."""
         agent = self._agent
         assert agent is not None
 
         def watch() -> None:
             said = _NOTHING
-            while (held := self._held()) and not self._stop.is_set():
+            while (held := self._held()) and held.is_attached is is_attached and not self._stop.is_set():
                 if held != said:
                     self._log.info("uninstalling when the last pod is gone", **msgspec.structs.asdict(held))
                 said = held
@@ -137,14 +154,15 @@ class Uninstall:
         threading.Thread(target=watch, name="uninstall", daemon=True).start()
 
     def _held(self) -> Held:
-        folders = (self._run_dir / name for name in (ATTACHMENTS, CHAIN))
-        if attachments := sum(1 for folder in folders for _ in folder.glob("[!.]*.json")):
-            return Held(attachments=attachments)
+        vfs, chained = (len(list((self._run_dir / name).glob("[!.]*.json"))) for name in (ATTACHMENTS, CHAIN))
+        if vfs:
+            return Held(attachments=vfs, chained=chained)
         try:
             given = self._kubelet.holders(self._resources) if self._kubelet.is_there() else {}
         except SriovError as e:
-            return Held(reason=str(e))
-        return Held(pods=tuple(sorted({f"{namespace}/{name}" for namespace, name in given.values()})))
+            return Held(chained=chained, reason=str(e))
+        pods = sorted({f"{namespace}/{name}" for namespace, name in given.values()})
+        return Held(pods=tuple(pods), chained=chained)
 
     def _take_away(self, placements: Sequence[Placement]) -> None:
         for placement in placements:

@@ -81,13 +81,14 @@ def test_a_pod_keeps_its_vf_until_its_del(node: Node, tmp_path: Path) -> None:
     with Leaving(node) as leaving:
         eventually(lambda: len(node.events("ready")) == 2, "an agent serves")
         assert leaving.executable.exists()
-        assert not leaving.conflist.exists()
+        assert leaving.conflist.exists(), "the DEL comes by what the runtime finds there"
         assert len(node.vfs(PF0)) == 3
         assert node.kubelet.registrations().count(FAST) == 1, "nothing is offered to the kubelet"
         assert node.call("DEL", {"deviceID": vf}, pod).exit_code == 0
         eventually(lambda: node.events("uninstalled"), "it is uninstalled")
         assert node.vfs(PF0) == []
         assert not leaving.executable.exists()
+        assert not leaving.conflist.exists()
 
 
 def test_a_pod_without_an_attachment_keeps_its_vf_until_it_goes(node: Node) -> None:

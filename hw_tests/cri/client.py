@@ -42,6 +42,11 @@ class Cri:
         answer = _ask(self.runtime.Status, pb.StatusRequest())
         return [f"{c.type}: {c.reason}: {c.message}" for c in answer.status.conditions if not c.status]
 
+    def networks(self) -> list[str]:
+        """The names of those that pods get now, loopback first."""
+        answer = _ask(self.runtime.Status, pb.StatusRequest(verbose=True))
+        return [one["Config"]["Name"] for one in json.loads(answer.info["cniconfig"])["Networks"]]
+
     def has_image(self, image: str) -> bool:
         request = pb.ImageStatusRequest(image=pb.ImageSpec(image=image))
         return _ask(self.images.ImageStatus, request).HasField("image")

@@ -14,7 +14,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # by the names of Go
 
 def write_pause_image(archive: Path, executable: Path = PAUSE) -> None:
     """In the format of `docker save`: a manifest, the image's config, one layer."""
-    layer = _tar({"pause": executable.read_bytes()}, mode=0o755)
+    layer = tar_of({"pause": executable.read_bytes()}, mode=0o755)
     config = {
         "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
@@ -27,10 +27,11 @@ def write_pause_image(archive: Path, executable: Path = PAUSE) -> None:
         "config.json": json.dumps(config).encode(),
         "layer.tar": layer,
     }
-    archive.write_bytes(_tar(members, mode=0o644))
+    archive.write_bytes(tar_of(members, mode=0o644))
 
 
-def _tar(members: dict[str, bytes], mode: int) -> bytes:
+def tar_of(members: dict[str, bytes], mode: int) -> bytes:
+    """Of files by their names, owned by root."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, content in members.items():

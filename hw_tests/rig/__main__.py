@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         out=options.out,
         keep_console=options.keep_console,
         env=env,
+        with_images=options.images,
     )
     outcome.tell()
     return outcome.exit_code
@@ -75,8 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set for COMMAND; repeatable"
     )
-    actions.add_parser("shell", help="boot a node to play with, and be root on it until `exit`")
+    run.add_argument(
+        "--images", action="store_true", help="with the agent's container images, for hw_tests/test_image.py"
+    )
     run.add_argument("command", nargs="+", metavar="COMMAND")
+    actions.add_parser("shell", help="boot a node to play with, and be root on it until `exit`")
     return parser
 
 

@@ -15,6 +15,7 @@ from hw_tests.rig.boot import write_initramfs, write_source_disk
 from hw_tests.rig.environment import ensure_environment_disk
 from hw_tests.rig.host import cache_dir, cache_lock, locked_folder, require, say, step
 from hw_tests.rig.image import BaseImage, ensure_base_image
+from hw_tests.rig.image_disk import ensure_image_disk
 from hw_tests.rig.machine import CPUS, Channel, Machine, require_igb
 from hw_tests.rig.terminal import keyboard
 from hw_tests.rig.verdict import Verdict
@@ -61,23 +62,26 @@ def run_in_guest(
     keep_console: Path | None = None,
     env: Mapping[str, str] | None = None,
     interactive: bool = False,
+    with_images: bool = False,
 ) -> Outcome:
     """Boot, run the command with its output on our stdout, power off. `interactive`: it has a terminal there,
     and ours is its keyboard.
 
-    What the command leaves in `$RIG_OUT` lands in the folder `out`. A guest that hangs is booted once more,
-    and the command begins anew: the emulator loses the timer of a CPU now and then (seen with the kernel idle
-    and in the middle of a benchmark). If that hangs too, the command may be why, and it is a failure.
+    What the command leaves in `$RIG_OUT` lands in the folder `out`. `with_images`: the agent's container
+    images are in `$RIG_IMAGES`. A guest that hangs is booted once more, and the command begins anew: the
+    emulator loses the timer of a CPU now and then (seen with the kernel idle and in the middle of a
+    benchmark). If that hangs too, the command may be why, and it is a failure.
     """
     require("qemu-system-x86_64", "mke2fs", "setpriv")
     require_igb()
     base = ensure_base_image()
     environment = ensure_environment_disk(base)
+    images = [ensure_image_disk()] if with_images else []
     with _run_folder() as work:
         with step("packing the project's tree"):
             source = write_source_disk(base, work, command, env or {})
             write_initramfs(base, work / _INITRAMFS)
-        disks = [base.root_disk, environment, source]
+        disks = [base.root_disk, environment, source, *images]
         outcome = _boot(base, disks, work, timeout_s, interactive)
         if outcome.hung:
             outcome.tell()

@@ -33,7 +33,7 @@ def _kept_node(image: AgentImage) -> Iterator[ClusterNode]:
     """To give a runtime an image takes long. Not tmp_path: the path of a socket may have 107 bytes only."""
     with tempfile.TemporaryDirectory(prefix="node-") as folder, private_host():
         ip("link", "set", "lo", "up")
-        with running_node(Path(folder), image) as node:
+        with running_node(Path(folder), image.archive, image.name) as node:
             yield node
 
 

@@ -1,7 +1,7 @@
 """Orchestrator: a node on which the agent runs as its DaemonSet says, made by containerd from its image.
 
-The folders that the manifests name are folders of the test, in a mount namespace of containerd's own, and the
-network is the test's as well. So what the manifests say is run as it stands.
+The folders that the manifests name are folders of the test, in a mount namespace of containerd's own or over
+those of a machine that is there for the test alone. So what the manifests say is run as it stands.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,12 +25,13 @@ from hw_tests.cri.daemonset import container_config, probe_command, sandbox_conf
 from hw_tests.cri.pods import PodRunner
 from hw_tests.kustomize import MANIFESTS, Object, apply_patch
 from hw_tests.nics import wait_until
-from hw_tests.rig.agent_image import AgentImage
+from hw_tests.runtime import NETNS_DIR
 from node_agent.agent import RUN_DIR, SOCKET_NAME
 from tests.stub_kubelet import StubKubelet
 
 NAME = "node-1"
 GRACE_S = 30
+_PATIENCE_S = 60
 PLAIN = "10-plain.conflist"  # what the node's pods had before
 _PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 _PLACES = {
@@ -59,6 +60,7 @@ class ClusterNode:
     containerd: Containerd
     cri: Cri
     kubelet: StubKubelet
+    places: Mapping[str, str]  # of the node -> below `folder`
     _attempts: int = field(init=False, default=0)
     _sandbox: str = field(init=False, default="")
     _container: str = field(init=False, default="")
@@ -70,13 +72,13 @@ class ClusterNode:
 
     def at(self, path: str) -> Path:
         """A path of the node, outside of it."""
-        place = next(place for place in _PLACES if Path(path).is_relative_to(place))
-        return self.folder / _PLACES[place] / Path(path).relative_to(place)
+        place = next(place for place in self.places if Path(path).is_relative_to(place))
+        return self.folder / self.places[place] / Path(path).relative_to(place)
 
-    def start(self, objects: list[Object], image: AgentImage) -> None:
+    def start(self, objects: list[Object], image: str) -> None:
         """What the kubelet does, up to the start of the process."""
         (daemonset,) = (one for one in objects if one["kind"] == "DaemonSet")
-        self._daemonset = with_image(daemonset, image.name)
+        self._daemonset = with_image(daemonset, image)
         for one in objects:
             if one["kind"] == "ConfigMap":
                 self._write_configmap(one)
@@ -95,7 +97,7 @@ class ClusterNode:
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """What goes wrong is raised with the agent's log."""
         try:
-            wait_until(condition, what, GRACE_S)
+            wait_until(condition, what, _PATIENCE_S)
         except (TimeoutError, CriError) as e:
             raise AssertionError(f"{e}; the agent's log:\n{self.log()}") from e
 
@@ -119,7 +121,7 @@ class ClusterNode:
         pods whose network was taken out of its configuration."""
         return sorted(
             str(path.relative_to(self.folder))
-            for place in _PLACES.values()
+            for place in self.places.values()
             for path in (self.folder / place).rglob("*")
             if ("sriov" in path.name and path.parent.name != "results") or place in ("run", "device-info")
         )
@@ -137,7 +139,7 @@ class ClusterNode:
     def started_to(self, event: str) -> float:
         """Seconds from the start of the container to the first such line of the agent's log."""
         started = self.cri.container_status(self._container).started_at / 1e9
-        (first, *_) = (line for line in self._lines() if line["event"] == event)
+        first = self.events(event)[0]
         return datetime.fromisoformat(first["timestamp"]).timestamp() - started
 
     def cpu_s(self) -> float:
@@ -146,10 +148,12 @@ class ClusterNode:
         (fields,) = (line.rpartition(")")[2].split() for line in lines if "(sriov-agent)" in line)
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """Of the agent's log. The runtime puts a time, the stream and a flag before each."""
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Such lines of the agent's log, of all its containers. The runtime puts a time, the stream and a
+        flag before each."""
         found = (line.split(" ", 3)[3] for line in self.log().splitlines())
-        return [json.loads(line) for line in found if line.startswith("{")]
+        lines = [json.loads(line) for line in found if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
 
     def _write_configmap(self, one: Object) -> None:
         folder = self.folder / "configmaps" / one["metadata"]["name"]
@@ -177,28 +181,46 @@ def leaving(objects: list[Object]) -> list[Object]:
 
 
 @contextlib.contextmanager
-def running_node(folder: Path, image: AgentImage) -> Iterator[ClusterNode]:
-    """A node whose pods have a bridge, with a kubelet; no agent yet."""
-    with mount_points(*_PLACES), StubKubelet(folder / "kubelet") as kubelet:
+def running_node(folder: Path, archive: Path, image: str, *, apart: bool = True) -> Iterator[ClusterNode]:
+    """A node whose pods have a bridge, with a kubelet and the images of an archive; no agent yet.
+
+    `apart`: in a mount namespace of its own. If not, the machine is the node, and `ip netns` finds its pods.
+    """
+    places = {place: source for place, source in _PLACES.items() if apart or place != str(NETNS_DIR)}
+    binds = [(folder / source, place) for place, source in places.items()]
+    with mount_points(*places), StubKubelet(folder / "kubelet") as kubelet, contextlib.ExitStack() as stack:
         containerd = Containerd(
             folder / "containerd",
             chain_conflist(Path("/var/lib/cni/plain")),
             RUN_DIR / SOCKET_NAME,
-            enter=("unshare", "--mount", "--", "sh", "-c", _ENTER, "sh", *_binds(folder), "--"),
+            enter=_entering(binds) if apart else (),
             plugins=(),
             conflist_name=PLAIN,
+            snapshotter="native" if apart else "overlayfs",
         )
-        for place in _PLACES.values():
-            (folder / place).mkdir(exist_ok=True)
+        for source, _ in binds:
+            source.mkdir(exist_ok=True)
         for name in _PLUGINS:
             shutil.copy(REFERENCE_PLUGINS / name, folder / "containerd/bin" / name)
-        with running_containerd(containerd) as cri:
-            containerd.import_image(cri, image.archive, image.name)
-            yield ClusterNode(folder, containerd, cri, kubelet)
+        if not apart:
+            stack.enter_context(bound(binds))
+        cri = stack.enter_context(running_containerd(containerd))
+        containerd.import_image(cri, archive, image)
+        yield ClusterNode(folder, containerd, cri, kubelet, places)
 
 
-def _binds(folder: Path) -> list[str]:
-    return [word for place, source in _PLACES.items() for word in (str(folder / source), place)]
+def _entering(binds: Sequence[tuple[Path, str]]) -> tuple[str, ...]:
+    words = (word for source, place in binds for word in (str(source), place))
+    return ("unshare", "--mount", "--", "sh", "-c", _ENTER, "sh", *words, "--")
+
+
+@contextlib.contextmanager
+def bound(binds: Sequence[tuple[Path, str]]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for source, place in binds:
+            subprocess.run(["mount", "--bind", source, place], check=True)
+            stack.callback(subprocess.run, ["umount", place], check=True)
+        yield
 
 
 @contextlib.contextmanager

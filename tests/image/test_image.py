@@ -63,7 +63,7 @@ def test_the_executable_is_built_for_arm64() -> None:
 
 
 def test_the_agent_as_installed(node: ClusterNode, image: AgentImage) -> None:
-    node.start(render(MANIFESTS / "base"), image)
+    node.start(render(MANIFESTS / "base"), image.name)
     node.wait_probe("startupProbe")
     ready_s, cpu_s = node.started_to("ready"), node.cpu_s()
     print(f"\nready {ready_s:.2f} s after the start of the container, {cpu_s:.2f} s of it on a CPU")
@@ -81,7 +81,7 @@ def test_the_agent_as_installed(node: ClusterNode, image: AgentImage) -> None:
 
 
 def test_what_it_may_and_may_not(node: ClusterNode, image: AgentImage) -> None:
-    node.start(render(MANIFESTS / "base"), image)
+    node.start(render(MANIFESTS / "base"), image.name)
     node.wait_probe("startupProbe")
 
     def may(script: str) -> bool:
@@ -105,7 +105,7 @@ def test_from_installation_to_uninstallation(node: ClusterNode, image: AgentImag
     """Pods without VFs get what they had before, by plugins of the node that are run in its own root."""
     objects = with_config(render(MANIFESTS / "overlays/default-network"), CHAIN_ONLY)
     conflist = node.at(CONFLIST)
-    node.start(objects, image)
+    node.start(objects, image.name)
     node.wait_for(conflist.exists, "the configuration of the node")
     assert json.loads(conflist.read_text())["plugins"][0]["type"] == "sriov-underlay"
     pod = node.runner.run("plain")
@@ -115,7 +115,7 @@ def test_from_installation_to_uninstallation(node: ClusterNode, image: AgentImag
     kept = conflist.stat().st_ino, node.at(OURS).stat().st_ino
     assert node.stop() == 0
     assert kept == (conflist.stat().st_ino, node.at(OURS).stat().st_ino), "an upgrade leaves no gap"
-    node.start(leaving(objects), image)
+    node.start(leaving(objects), image.name)
     node.wait_for(lambda: not conflist.exists(), "end of the configuration")
     assert node.cri.is_ready(pod.sandbox)
     assert not node.probe("readinessProbe")
@@ -131,11 +131,11 @@ def test_in_the_place_of_another_plugin_and_back(node: ClusterNode, image: Agent
     objects = with_config(render(MANIFESTS / "overlays/migrate"), "pools: []")
     other = node.at("/opt/cni/bin/sriov")
     other.write_bytes(b"sriov-cni")
-    node.start(objects, image)
+    node.start(objects, image.name)
     node.wait_probe("startupProbe")
     assert other.read_bytes() == node.at(OURS).read_bytes()
     assert node.stop() == 0
-    node.start(leaving(objects), image)
+    node.start(leaving(objects), image.name)
     node.wait_probe("readinessProbe")
     assert node.stop() == 0
     assert other.read_bytes() == b"sriov-cni"
