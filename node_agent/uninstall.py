@@ -1,10 +1,10 @@
 """Orchestrator: the way off a node. Only an agent can give VFs back, so one stays until no pod has any.
 
 At once the kubelet is offered nothing, so no new pod gets a VF. Pods that run go on, and their DEL is served.
-For a VF that is no interface (vfio-pci) there may be none: the kubelet is asked who has one. With the last VF
-goes the network configuration, and new pods get what is next. With the last pod of the fallback chain go the
-executable, the VFs that this agent made, and what it has below /run. Then the pod in which this runs may be
-deleted.
+For a VF that is no interface (vfio-pci) there may be none: the kubelet is asked who has one. With the last
+attachment goes the network configuration, and new pods get what is next. With the last pod of the fallback
+chain go the executable, the VFs that this agent made, and what it has below /run. Then the pod in which this
+runs may be deleted.
 
 The configuration does not go first: a runtime sends the DEL of a pod by the one that it has then, not by
 the one that made the pod (go-cni, in containerd 1.6). The plugins of the next one cannot give a VF back, and
