@@ -353,6 +353,7 @@ class Agent:
             config_refused=self.refusal,
             pools=pool_states(members, self._advertiser.unhealthy(), self._plugin.registered()),
             provisioning=provisioned(work.last, work.missing, work.trouble),
+            in_pod=self.rules.state(),
         )
 
     def _serve(self, request: CniRequest) -> CniReply:

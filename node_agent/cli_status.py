@@ -1,7 +1,7 @@
 """Orchestrator: `sriovctl status`: how the agent and its pools are, at a glance."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,9 +11,10 @@ from rich.console import Console
 from node_agent.agent import RUN_DIR, SOCKET_NAME
 from node_agent.agent_socket import Answer, ask_agent
 from node_agent.cli_place import Held, JsonOption, RunDirOption, age_word, held_vfs, read_held
+from node_agent.events import has_services, is_only_way_out
 from node_agent.status_file import STALE_S, STATUS_FILE, AgentStatus, PoolState, read_status
 from node_agent.terminal import FAILED, NOTICE, TROUBLE, fail, new_console, new_table, print_json
-from sriov_cni.attachment import State
+from sriov_cni.attachment import Attachment, State
 from vf_manager.errors import SriovError
 
 
@@ -36,8 +37,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         if status and (status.provisioning.refused or status.provisioning.failed):
             return TROUBLE
         unhealthy = status is not None and any(pool.unhealthy for pool in status.pools)
-        held_back = status is not None and status.provisioning.is_held_back
-        return NOTICE if self.answer.not_ready or unhealthy or held_back else 0
+        waits = status is not None and (status.provisioning.is_held_back or bool(status.in_pod.troubles))
+        return NOTICE if self.answer.not_ready or unhealthy or waits else 0
 
 
 def status_command(run_dir: RunDirOption = RUN_DIR, as_json: JsonOption = False) -> None:
@@ -98,6 +99,22 @@ def _summary(view: View) -> Iterator[tuple[str, str]]:
     halves = sum(held.attachment.state is not State.ATTACHED for held in view.held)
     aside = f", {halves} of them half-done" if halves else ""
     yield "attached", f"{len(view.held)} VFs{aside}"
+    if status is not None and (status.in_pod.pods or status.in_pod.watched):
+        troubles = status.in_pod.troubles
+        state = "not up to date" if troubles else "up to date"
+        yield "in-pod", f"services or policy in {status.in_pod.pods} pods, {state}"
+        yield from (("", trouble) for trouble in troubles)
+    if bypassing := len(list(_bypassing(view.held))):
+        who = "1 pod has" if bypassing == 1 else f"{bypassing} pods have"
+        what = "no way out but a VF, and no `services: in-pod`: no ClusterIP and no cluster DNS from there"
+        yield "note", f"{who} {what}"
+
+
+def _bypassing(held: Sequence[Held]) -> Iterator[Attachment]:
+    attached = (one.attachment for one in held if one.attachment.state is State.ATTACHED)
+    for one in attached:
+        if one.ifname == one.primary and is_only_way_out([one]) and not has_services(one):
+            yield one
 
 
 def _show_pools(console: Console, pools: tuple[PoolState, ...], view: View) -> None:

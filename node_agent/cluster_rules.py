@@ -8,6 +8,7 @@ from structlog.typing import FilteringBoundLogger
 from node_agent.kube.cluster_watch import ClusterWatch, Sources
 from node_agent.kube.store import ClusterStore
 from node_agent.kube.view import ClusterView
+from node_agent.status_file import InPodState, Watched
 from node_agent.supervisor import Supervisor
 from sriov_cni.attachment import Attachment
 from sriov_cni.host_addresses import HostAddresses
@@ -53,6 +54,10 @@ class ClusterRules:
         """After `stop` is set."""
         self._watch.wake()
         self.keeper.mark()
+
+    def state(self) -> InPodState:
+        watched = (Watched(kind=s.kind, known=s.listed, trouble=s.trouble) for s in self.store.states())
+        return InPodState(pods=self.keeper.count(), late=self.keeper.troubles(), watched=tuple(watched))
 
     def _read(self, cluster: Cluster) -> RuleBook:
         return self._books.read(cluster, self._host.read())

@@ -52,6 +52,27 @@ class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.pending or self.refused or self.failed or self.trouble)
 
 
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of object of the cluster. `known`: all of it was listed once. `trouble`: why it may be old."""
+
+    kind: str
+    known: bool = False
+    trouble: str = ""
+
+
+class InPodState(msgspec.Struct, frozen=True, kw_only=True):
+    """Services and policy inside of pods. `late`: why rules are not up to date, by the pod's namespace."""
+
+    pods: int = 0
+    late: dict[str, str] = {}
+    watched: tuple[Watched, ...] = ()
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        old = (f"{one.kind} are not heard: {one.trouble}" for one in self.watched if one.trouble)
+        return (*old, *(f"rules in {path} are not up to date: {why}" for path, why in self.late.items()))
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """`config_refused`: why the file, as it is now, is not in force."""
 
@@ -60,6 +81,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     config_refused: str | None = None
     pools: tuple[PoolState, ...] = ()
     provisioning: Provisioned = Provisioned()
+    in_pod: InPodState = InPodState()
 
 
 class StatusAtTime(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,11 +17,22 @@ from node_agent import cli
 from node_agent.cli_place import age_word
 from node_agent.config_file import ConfigFile
 from node_agent.provisioning import Provisioning
-from node_agent.status_file import AgentStatus, PoolState, StatusFile, provisioned, read_status
+from node_agent.status_file import (
+    AgentStatus,
+    InPodState,
+    PoolState,
+    StatusFile,
+    Watched,
+    provisioned,
+    read_status,
+)
+from sriov_cni.attachment import Attachment, State
+from sriov_cni.in_pod.options import InPod
 from tests.agent_node import CONFIG, PF0, Node, eventually, new_node, running
 from tests.cni_world import PF0 as WORLD_PF0
 from tests.cni_world import World, conf_of
 from tests.fake_kernel import FakeKernel
+from tests.test_events import attachment
 from vf_manager.apply import CreatedVfs
 from vf_manager.errors import CorruptRecord, NotFound
 from vf_manager.inventory import InventoryKeeper
@@ -168,6 +179,28 @@ def test_why_nothing_can_be_provisioned_now_is_kept_until_it_can(node: Node) -> 
     stop.set()
     provisioning.mark_dirty()
     thread.join()
+
+
+def test_rules_inside_of_pods(tmp_path: Path) -> None:
+    watched = (Watched(kind="pods", known=True, trouble="connection refused"), Watched(kind="services"))
+    late = {"/run/netns/a": "ENOMEM"}
+    status = AgentStatus(pid=1, in_pod=InPodState(pods=2, late=late, watched=watched))
+    StatusFile(tmp_path / "status.json", lambda: status, structlog.get_logger()).write()
+    shown = cells(sriovctl(FakeKernel(), tmp_path, "status"))
+    assert ["in-pod", "services or policy in 2 pods, not up to date"] in shown
+    assert ["pods are not heard: connection refused"] in shown
+    assert ["rules in /run/netns/a are not up to date: ENOMEM"] in shown
+
+
+def test_a_pod_that_bypasses_kube_proxy_is_noted(tmp_path: Path) -> None:
+    records = RecordStore(tmp_path / "attachments", Attachment)
+    for name, options in (("one", None), ("two", InPod(services=True))):
+        bare = msgspec.structs.replace(attachment(), container_id=name, state=State.ATTACHED)
+        record = msgspec.structs.replace(bare, asked=msgspec.structs.replace(bare.asked, in_pod=options))
+        records.write(record.key, record)
+    shown = cells(sriovctl(FakeKernel(), tmp_path, "status"))
+    (note,) = [words for key, words in (line for line in shown if len(line) == 2) if key == "note"]
+    assert note.startswith("1 pod has no way out but a VF")
 
 
 def test_without_an_agent(tmp_path: Path) -> None:
