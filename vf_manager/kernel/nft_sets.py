@@ -20,7 +20,7 @@ _INTERVAL, _MAP, _TIMEOUT, _EVAL = 0x4, 0x8, 0x10, 0x20
 _VERDICT_TYPE = 0xFFFFFF00
 _LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _INTERVAL_END = 1, 1, 2, 3, 1
 _ELEMENTS_ROOM = 0xFFFF - 4  # an attribute tells its length in 16 bits
-_DYNAMIC_SIZE = 65535
+_DYNAMIC_SIZE = 8192  # the most it holds; the kernel takes 16 octets for each at once (rhashtable_init)
 _GC_INTERVAL_MS = 60_000
 _TYPES = {
     Type.IPV4_ADDR: (7, 4),
