@@ -1,5 +1,6 @@
 """An API server over real HTTP, followed by the official client: what is asked and allowed, and the end."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,12 @@ class Followed:
         self.supervisor.stop.set()
         self.watch.wake()
         self.supervisor.join(SOON_S)
+
+
+def fds_in_use() -> int:
+    """Without those of earlier tests that nothing has closed but the garbage collector may."""
+    gc.collect()
+    return open_fds()
 
 
 @pytest.fixture
@@ -232,9 +239,22 @@ def test_a_line_that_is_too_long_is_dropped_and_all_is_listed(followed: Followed
 def test_a_peer_that_falls_silent_is_noticed(double: ApiDouble, tmp_path: Path) -> None:
     double.cache.keeps_time = False
     stream = ApiStreams(double.kubeconfig(tmp_path), "node-1", slack_s=0.05).open(Kind.PODS)
+    began = time.monotonic()
     with stream.watch("100", 1) as lines, pytest.raises(ApiServerError, match=r"watch pods: .* timed out"):
         next(lines)
+    assert 1 < time.monotonic() - began < 5
     stream.close()
+
+
+def test_a_connection_that_rests_ends_with_its_stream(double: ApiDouble, tmp_path: Path) -> None:
+    stream = ApiStreams(double.kubeconfig(tmp_path), "node-1").open(Kind.PODS)
+    before = fds_in_use()
+    assert b'"items": []' in stream.list_page(1, "")
+    assert open_fds() > before
+    stream.close()
+    eventually(lambda: open_fds() <= before, "no descriptor is left")
+    with pytest.raises(ApiServerError, match="list pods: the API server cannot be reached"):
+        stream.list_page(1, "")
 
 
 def test_what_is_wanted_changes_while_it_runs(followed: Followed) -> None:
@@ -278,7 +298,7 @@ def test_another_api_server(followed: Followed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_the_end_comes_at_once_and_leaves_nothing(double: ApiDouble, tmp_path: Path, hangs: bool) -> None:
-    before = open_fds()
+    before = fds_in_use()
     followed = Followed(double, tmp_path)
     if hangs:  # no answer begins
         double.gate.clear()

@@ -268,9 +268,11 @@ def test_an_object_that_is_not_understood_is_named_once_and_stays_as_it_was() ->
             world.cache.put("pods", pod("a", ip, spec=BROKEN))
             world.cache.put("pods", pod("b", ip))
             world.step()
+        world.cache.put("pods", pod("c"))
         world.cache.forget_history()
         world.step()
         world.step()
+    assert world.store.states()[0].relists == 1
     said = [line for line in log if "not understood" in line["event"]]
     assert [(line["object"], line["kind"]) for line in said] == [("ml/a", "pods")]
     assert "containerPort" in said[0]["error"]
