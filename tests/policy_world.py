@@ -89,15 +89,16 @@ def states(text: str) -> Iterator[list[Object]]:
     policies, *changes = yaml.safe_load_all(dedent(text))
     now = objects()
     for key, spec in policies.items():
-        now = _changed(now, f"NetworkPolicy {key}", {"spec": spec})
+        now = changed(now, f"NetworkPolicy {key}", {"spec": spec})
     yield now
     for change in changes:
         for what, patch in change.items():
-            now = _changed(now, what, patch)
+            now = changed(now, what, patch)
         yield now
 
 
-def _changed(before: list[Object], what: str, patch: Object | None) -> list[Object]:
+def changed(before: list[Object], what: str, patch: Object | None) -> list[Object]:
+    """By one line of a change."""
     kind, key = what.split()
     namespace, _, name = key.rpartition("/")
     metadata = {"namespace": namespace, "name": name} if namespace else {"name": name}

@@ -23,7 +23,7 @@ from tests.netns.namespaces import LinuxWorld, add_veth, entered, ip, private_ho
 
 PORTS = (80, 81)
 _MARKER_PORT = 9
-_MARKERS = 3  # one for each way of a handshake
+_MARKERS = 7  # each takes a hop at least; a handshake takes three ways of two
 _DEADLINE_S = 5.0
 _ABORT = struct.pack("ii", 1, 0)  # struct linger: a connection ends at once, and leaves nothing behind
 
@@ -43,7 +43,6 @@ class Segment:
         self._hosts = hosts
         self._first = next(iter(hosts))
         self.spaces: dict[str, Space] = {}
-        self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
         self._round = 0
         self._ports: defaultdict[str, Iterator[int]] = defaultdict(_fresh_ports)
@@ -52,12 +51,28 @@ class Segment:
         self._asked: dict[tuple[str, int, str, int], Call] = {}
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(_one_cpu())
-        self._stack.enter_context(private_host())
-        world = self._stack.enter_context(LinuxWorld())
-        self._stack.enter_context(self._selector)
-        self._home = Space(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "")
-        self._stack.callback(os.close, self._home.fd)
+        with ExitStack() as stack:
+            self.cpus = stack.enter_context(_one_cpu())
+            stack.enter_context(private_host())
+            stack.enter_context(self._selector)
+            self._home = Space(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "")
+            stack.callback(os.close, self._home.fd)
+            self._wire(stack.enter_context(LinuxWorld()))
+            for host in self._hosts:
+                with entered(self.space(host)):
+                    self._serve(host, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def space(self, host: str) -> Space:
+        return self.spaces.get(host, self._home)
+
+    def _wire(self, world: LinuxWorld) -> None:
         ip("link", "add", "bridge0", "address", _mac(0), "type", "bridge")
         self._configure(self._home, "bridge0", self._first)
         for at, host in enumerate(list(self._hosts)[1:], 1):
@@ -66,18 +81,6 @@ class Segment:
             ip("link", "set", f"port{at}", "master", "bridge0", "up")
             ip("link", "set", "net1", "address", _mac(at), space=space)
             self._configure(space, "net1", host)
-        for host in self._hosts:
-            with entered(self._space(host)):
-                self._serve(host)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def _space(self, host: str) -> Space:
-        return self.spaces.get(host, self._home)
 
     def _configure(self, space: Space, interface: str, host: str) -> None:
         """Neighbours are known: a packet that waits for one would be overtaken by the marker."""
@@ -93,18 +96,15 @@ class Segment:
         enter = ["nsenter", f"--net={space.path}"] if space.path else []
         subprocess.run([*enter, "ip", "-batch", "-"], input="\n".join(lines).encode(), check=True)
 
-    def _serve(self, host: str) -> None:
+    def _serve(self, host: str, stack: ExitStack) -> None:
         for address in self._hosts[host]:
             for port in (*PORTS, _MARKER_PORT):
-                receiver = self._bound(address, socket.SOCK_DGRAM, port)
+                receiver = stack.enter_context(_bound(address, socket.SOCK_DGRAM, port))
                 self._selector.register(receiver, selectors.EVENT_READ, (address, "UDP", port))
             for port in PORTS:
-                listener = self._bound(address, socket.SOCK_STREAM, port)
+                listener = stack.enter_context(_bound(address, socket.SOCK_STREAM, port))
                 listener.listen(1024)
                 self._selector.register(listener, selectors.EVENT_READ, (address, "TCP", port))
-
-    def _bound(self, address: str, kind: socket.SocketKind, port: int) -> socket.socket:
-        return self._stack.enter_context(_bound(address, kind, port))
 
     # -- questions
 
@@ -117,7 +117,7 @@ class Segment:
             by_source[call.source].append(call)
         with ExitStack() as opened:
             for host, addresses in self._hosts.items():
-                with entered(self._space(host)):
+                with entered(self.space(host)):
                     for address in addresses:
                         self._call(address, by_source[address], opened)
             with entered(self._home):
@@ -212,11 +212,11 @@ def _mac(number: int) -> str:
 
 
 @contextmanager
-def _one_cpu() -> Iterator[None]:
-    """The calling thread on one CPU."""
+def _one_cpu() -> Iterator[set[int]]:
+    """The calling thread on one of those that it may have."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        yield
+        yield allowed
     finally:
         os.sched_setaffinity(0, allowed)

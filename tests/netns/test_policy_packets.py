@@ -7,63 +7,20 @@ import pytest
 
 from tests import policy_oracle, policy_world
 from tests.netns.namespaces import entered, ip
-from tests.netns.segment import Call, Segment
-from tests.policy_judge import QUESTIONS, TABLE, Judge, State
+from tests.netns.policy_cluster import Cluster, policy_cluster
+from tests.netns.segment import Call
+from tests.policy_judge import QUESTIONS, State
 from tests.policy_sets import SETS
-from vf_manager.kernel.meter import Meter
-from vf_manager.kernel.netns import Netns
-from vf_manager.kernel.nft import Base, Chain, Dnat, Elements, Field, Hook, Table, Type
-from vf_manager.kernel.nft_messages import Memo
-from vf_manager.kernel.nft_socket import apply_table, delete_table
+from vf_manager.kernel.nft import Base, Chain, Dnat, Elements, Field, Hook, Type
 
 CALLS = tuple(Call(q.source, q.destination, q.proto, q.port) for q in QUESTIONS if q.port is not None)
-
-
-class Cluster:
-    """Each address of a pod is a host; what is in force there follows the state of the cluster."""
-
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-        self._tables: dict[str, Table] = {}
-        self._memo = Memo()
-        self._judge: Judge | None = None
-
-    def become(self, state: State) -> None:
-        self._judge = judge = Judge(state, self._judge)
-        for address, space in self.segment.spaces.items():
-            old, new = self._tables.pop(address, None), judge.tables.get(address)
-            netns = Netns(space.fd)
-            try:
-                if new is not None:
-                    apply_table(netns, old, new, self._memo, Meter())
-                    self._tables[address] = new
-                elif old is not None:
-                    delete_table(netns, TABLE, Meter())
-            finally:
-                netns.close()
-
-    def put(self, address: str, endpoints: Elements, services: Chain) -> None:
-        """Into the table of that pod, besides its policy, until the next state."""
-        old = self._tables[address]
-        new = Table(TABLE, {**old.sets, "endpoints4": endpoints}, {**old.chains, "services": services})
-        netns = Netns(self.segment.spaces[address].fd)
-        try:
-            apply_table(netns, old, new, self._memo, Meter())
-        finally:
-            netns.close()
-        self._tables[address] = new
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Made once: it takes longer than all packets of a set."""
-    pods = {v: [policy_world.address(key, v) for key in policy_world.pod_keys()] for v in (4, 6)}
-    hosts = {"node": tuple(policy_world.NODE.values())}
-    hosts |= {address: (address, other) for address, other in zip(pods[4], pods[6], strict=True)}
-    hosts[policy_world.RECREATED[4]] = tuple(policy_world.RECREATED.values())
-    hosts["outside"] = policy_world.OUTSIDE[4] + policy_world.OUTSIDE[6]
-    with Segment(hosts) as segment:
-        yield Cluster(segment)
+    with policy_cluster() as made:
+        yield made
 
 
 X_A, X_B, Y_A = (policy_world.address(key, 4) for key in ("x/a", "x/b", "y/a"))
@@ -99,7 +56,7 @@ FROM_B_ALONE = """
 def test_neighbours_find_each_other_whatever_policies_say(cluster: Cluster) -> None:
     cluster.become(state_of(FROM_B_ALONE))
     own, other = policy_world.address("x/a", 6), policy_world.address("x/b", 6)
-    there, here = cluster.segment.spaces[X_A], cluster.segment.spaces[X_B]
+    there, here = cluster.segment.space(X_A), cluster.segment.spaces[X_B]
     ip("neigh", "del", other, "dev", "net1", space=there)
     ip("neigh", "del", own, "dev", "net1", space=here)
     with entered(there):
@@ -113,9 +70,9 @@ def test_neighbours_find_each_other_whatever_policies_say(cluster: Cluster) -> N
 def test_a_connection_outlives_the_policy_that_let_it_in(cluster: Cluster) -> None:
     """As the API leaves open: what is established goes on, what is new does not begin."""
     cluster.become(state_of(FROM_B_ALONE))
-    with entered(cluster.segment.spaces[X_A]):
+    with entered(cluster.segment.space(X_A)):
         server = socket.create_server((X_A, 82))
-    with server, entered(cluster.segment.spaces[X_B]):
+    with server, entered(cluster.segment.space(X_B)):
         client = socket.create_connection((X_A, 82), timeout=5)
         connection, _ = server.accept()
     with client, connection:
@@ -139,9 +96,9 @@ def test_egress_is_judged_when_a_service_is_translated(cluster: Cluster, peer: s
     text = f"x/p: {{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{peer}]}}]}}"
     cluster.become(state_of(text))
     cluster.put(X_A, *_service("10.96.0.10", 53, Y_A, 83))
-    space = cluster.segment.spaces[X_A]
+    space = cluster.segment.space(X_A)
     ip("route", "replace", "10.96.0.10", "dev", "net1", space=space)
-    with entered(cluster.segment.spaces[Y_A]):
+    with entered(cluster.segment.space(Y_A)):
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         server.settimeout(5)
         server.bind((Y_A, 83))
