@@ -52,6 +52,7 @@ def test_a_node_that_is_well(node: DoctorNode) -> None:
     done = node.doctor("--probe")
     assert (done.exit_code, done.stdout) == (0, f"Nothing is wrong: {len(RULES)} checks.\n")
     assert node.findings() == []
+    assert node.asked_with == "/opt/cni/bin"
 
 
 @pytest.mark.parametrize("rule", [rule.id for rule in RULES])
@@ -512,7 +513,8 @@ conf_dir = "/other/net.d"
     ],
 )
 def test_where_the_runtime_looks_counts(node: DoctorNode, file: str, text: str) -> None:
-    """The usual folders have all that is needed, and nobody looks there."""
+    """The usual folders have all that is needed, and nobody looks there. Neither does the agent, who is asked
+    whether it finds the plugins of a fallback chain."""
     for folder in ("net.d", "bin"):
         (node.root / "other" / folder).mkdir(parents=True)
     node.write(file, text)
@@ -521,6 +523,7 @@ def test_where_the_runtime_looks_counts(node: DoctorNode, file: str, text: str) 
         "cni-not-called": f"{node.root}/other/net.d",
         "executable-missing": f"{node.root}/other/bin/sriov-underlay",
     }
+    assert node.asked_with == "/other/bin"
     node.write(file, "[")
     assert node.findings() == []
 
