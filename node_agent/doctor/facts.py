@@ -109,6 +109,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     status: AgentStatus | None = None
     run_dir: str = ""
     run_dir_mode: int = 0o700
+    socket: str = ""
     socket_mode: int = 0o600
     unwritable: Mapping[str, str] = {}
     records_error: str | None = None

@@ -71,6 +71,7 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
         status=status,
         run_dir=str(node.run_dir),
         run_dir_mode=_mode(node.run_dir, 0o700),
+        socket=str(node.run_dir / SOCKET_NAME),
         socket_mode=_mode(node.run_dir / SOCKET_NAME, 0o600),
         unwritable=dict(_unwritable(node, config)),
         records_error=records_error,
