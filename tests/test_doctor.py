@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from node_agent import cli
 from node_agent.config import parse_config
-from node_agent.doctor import nics
+from node_agent.doctor import cni_files, nics
 from node_agent.doctor.checks import RULES
-from node_agent.doctor.facts import Facts
+from node_agent.doctor.facts import CniFiles, Facts
 from node_agent.status_file import PoolState, Provisioned
+from sriov_cni.spec import SUPPORTED_VERSIONS
 from tests.cni_world import PF0
 from tests.doctor_node import CONFIG, DoctorNode
 from tests.fake_kernel import FakeKernel
@@ -703,6 +704,14 @@ def test_leases_have_to_be_writable_too(node: DoctorNode) -> None:
     (found,) = node.findings()
     assert (found["id"], found["about"]) == ("folder-not-writable", f"{above}/leases")
     assert "Not a directory" in found["cause"]
+
+
+def test_the_image_without_the_configurations_of_the_node() -> None:
+    """Only the overlay that installs one mounts their folder. Elsewhere it is missed."""
+    unseen = CniFiles(has_conf_dir=False, version_answer={"supportedVersions": list(SUPPORTED_VERSIONS)})
+    assert [finding.id for finding in cni_files.find(Facts(cni=unseen))] == ["cni-conf-dir-missing"]
+    image = msgspec.structs.replace(unseen, is_image=True)
+    assert list(cni_files.find(Facts(cni=image))) == []
 
 
 def test_a_bare_machine(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def look_at_cni(
     return CniFiles(
         conf_dir=str(conf_dir),
         bin_dir=str(bin_dir),
+        is_image=root == Path("/") and shipped.exists(),
         has_conf_dir=conf_dir.is_dir(),
         has_bin_dir=bin_dir.is_dir(),
         configs=tuple(_configs(conf_dir)),
