@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from node_agent import cli
@@ -16,6 +18,7 @@ from node_agent.config import parse_config
 from node_agent.doctor import cni_files, nics
 from node_agent.doctor.checks import RULES
 from node_agent.doctor.facts import CniFiles, Facts
+from node_agent.doctor.networkd import HostInterface, matches, parse_network_file
 from node_agent.status_file import PoolState, Provisioned
 from sriov_cni.spec import SUPPORTED_VERSIONS
 from tests.cni_world import PF0
@@ -584,6 +587,12 @@ def test_what_networkd_would_take(node: DoctorNode, match: str, vfs: list[str]) 
     node.write("etc/systemd/network/20-a.network", f"[Match]\n{match}\n{DHCP}")
     causes = [finding["cause"] for finding in node.findings()]
     assert [re.findall(r"\bens\dv\d", cause) for cause in causes] == ([vfs] if vfs else [])
+
+
+@given(st.lists(st.sampled_from([*"[]!*?-\\'\"#;= az\n", "[Match]\n", "Name=", "Property=", "Driver="])))
+def test_files_of_networkd_may_be_anything(parts: list[str]) -> None:
+    file = parse_network_file("20-a.network", ["[Match]\n" + "".join(parts)])
+    matches(file, HostInterface(names=("az", "a-z"), mac=Mac("02:00:00:00:aa:01"), properties={"a": "z"}))
 
 
 @pytest.mark.parametrize(
