@@ -11,7 +11,7 @@ from sriov_cni.messages import CniRequest
 from sriov_cni.spec import NEWEST_VERSION, OWN_NAMES
 from vf_manager.errors import Busy, Refused, SriovError
 
-_ENV = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/opt/cni/bin"}
+BIN_DIR = "/opt/cni/bin"
 _CONF = {"cniVersion": NEWEST_VERSION, "name": "sriovctl", "type": OWN_NAMES[0]}
 
 
@@ -22,10 +22,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     not_ready: str | None = None
 
 
-def ask_agent(path: Path, timeout_s: float = 2.0) -> Answer:
-    """Never raises: that it is silent is an answer, too."""
+def ask_agent(path: Path, timeout_s: float = 2.0, *, bin_dir: str = BIN_DIR) -> Answer:
+    """`bin_dir`: where the runtime has plugins, those of a fallback chain among them. Never raises: that it
+    is silent is an answer, too."""
     try:
-        reply = wire.decode_reply(_exchange(path, _ENV, json.dumps(_CONF).encode(), timeout_s))
+        env = {"CNI_COMMAND": "STATUS", "CNI_PATH": bin_dir}
+        reply = wire.decode_reply(_exchange(path, env, json.dumps(_CONF).encode(), timeout_s))
         if reply.exit_code == 0:
             return Answer()
         return Answer(not_ready=str(json.loads(reply.stdout)["msg"]))

@@ -48,6 +48,7 @@ class DoctorNode:
         self.run_dir.chmod(0o700)
         self.not_ready: str | None = None
         self.is_synchronised = True
+        self.asked_with = ""  # CNI_PATH of the last call
         self.config = self.write("etc/sriov-underlay/config.yaml", CONFIG)
         self.names_config = True
         self.fallback = self.write_json("etc/cni/fallback.conflist", self.chain("bridge"))
@@ -191,6 +192,7 @@ class DoctorNode:
             server.close()
 
     def _answer(self, request: CniRequest) -> CniReply:
+        self.asked_with = request.env["CNI_PATH"]
         if self.not_ready is None:
             return CniReply(0, b"")
         return CniReply(1, error_json("1.1.0", 50, self.not_ready))

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from node_agent import cli
 from node_agent.config import parse_config
-from node_agent.doctor import nics
+from node_agent.doctor import cni_files, nics
 from node_agent.doctor.checks import RULES
-from node_agent.doctor.facts import Facts
+from node_agent.doctor.facts import CniFiles, Facts
+from node_agent.doctor.networkd import HostInterface, matches, parse_network_file
 from node_agent.status_file import PoolState, Provisioned
+from sriov_cni.spec import SUPPORTED_VERSIONS
 from tests.cni_world import PF0
 from tests.doctor_node import CONFIG, DoctorNode
 from tests.fake_kernel import FakeKernel
@@ -52,6 +56,7 @@ def test_a_node_that_is_well(node: DoctorNode) -> None:
     done = node.doctor("--probe")
     assert (done.exit_code, done.stdout) == (0, f"Nothing is wrong: {len(RULES)} checks.\n")
     assert node.findings() == []
+    assert node.asked_with == "/opt/cni/bin"
 
 
 @pytest.mark.parametrize("rule", [rule.id for rule in RULES])
@@ -512,7 +517,8 @@ conf_dir = "/other/net.d"
     ],
 )
 def test_where_the_runtime_looks_counts(node: DoctorNode, file: str, text: str) -> None:
-    """The usual folders have all that is needed, and nobody looks there."""
+    """The usual folders have all that is needed, and nobody looks there. Neither does the agent, who is asked
+    whether it finds the plugins of a fallback chain."""
     for folder in ("net.d", "bin"):
         (node.root / "other" / folder).mkdir(parents=True)
     node.write(file, text)
@@ -521,6 +527,7 @@ def test_where_the_runtime_looks_counts(node: DoctorNode, file: str, text: str) 
         "cni-not-called": f"{node.root}/other/net.d",
         "executable-missing": f"{node.root}/other/bin/sriov-underlay",
     }
+    assert node.asked_with == "/other/bin"
     node.write(file, "[")
     assert node.findings() == []
 
@@ -580,6 +587,12 @@ def test_what_networkd_would_take(node: DoctorNode, match: str, vfs: list[str]) 
     node.write("etc/systemd/network/20-a.network", f"[Match]\n{match}\n{DHCP}")
     causes = [finding["cause"] for finding in node.findings()]
     assert [re.findall(r"\bens\dv\d", cause) for cause in causes] == ([vfs] if vfs else [])
+
+
+@given(st.lists(st.sampled_from([*"[]!*?-\\'\"#;= az\n", "[Match]\n", "Name=", "Property=", "Driver="])))
+def test_files_of_networkd_may_be_anything(parts: list[str]) -> None:
+    file = parse_network_file("20-a.network", ["[Match]\n" + "".join(parts)])
+    matches(file, HostInterface(names=("az", "a-z"), mac=Mac("02:00:00:00:aa:01"), properties={"a": "z"}))
 
 
 @pytest.mark.parametrize(
@@ -700,6 +713,14 @@ def test_leases_have_to_be_writable_too(node: DoctorNode) -> None:
     (found,) = node.findings()
     assert (found["id"], found["about"]) == ("folder-not-writable", f"{above}/leases")
     assert "Not a directory" in found["cause"]
+
+
+def test_the_image_without_the_configurations_of_the_node() -> None:
+    """Only the overlay that installs one mounts their folder. Elsewhere it is missed."""
+    unseen = CniFiles(has_conf_dir=False, version_answer={"supportedVersions": list(SUPPORTED_VERSIONS)})
+    assert [finding.id for finding in cni_files.find(Facts(cni=unseen))] == ["cni-conf-dir-missing"]
+    image = msgspec.structs.replace(unseen, is_image=True)
+    assert list(cni_files.find(Facts(cni=image))) == []
 
 
 def test_a_bare_machine(tmp_path: Path) -> None:

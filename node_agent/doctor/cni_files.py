@@ -81,7 +81,7 @@ def find(facts: Facts) -> Iterator[Finding]:
     cni = facts.cni
     if cni.has_conf_dir:
         yield from _order(cni)
-    else:
+    elif not cni.is_image:
         yield CONF_DIR_MISSING.finding(cni.conf_dir, path=cni.conf_dir)
     if cni.has_bin_dir:
         yield from _executable(cni)

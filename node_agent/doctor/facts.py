@@ -25,10 +25,12 @@ class GroupMember(msgspec.Struct, frozen=True, kw_only=True):
 class CniFiles(msgspec.Struct, frozen=True, kw_only=True):
     """`configs`: plugin types by file name, in the order in which a runtime reads them. `version_answer`: of
     the executable; None: there is none. `is_shipped`: whether it is byte by byte the one that came with this
-    command; None: none did. `plugins`: the names of the executables."""
+    command; None: none did. `plugins`: the names of the executables. `is_image`: what
+    is seen is the root of the agent's own image, where the node's configurations need not be mounted."""
 
     conf_dir: str = ""
     bin_dir: str = ""
+    is_image: bool = False
     has_conf_dir: bool = True
     has_bin_dir: bool = True
     configs: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -109,6 +111,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     status: AgentStatus | None = None
     run_dir: str = ""
     run_dir_mode: int = 0o700
+    socket: str = ""
     socket_mode: int = 0o600
     unwritable: Mapping[str, str] = {}
     records_error: str | None = None

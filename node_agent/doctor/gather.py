@@ -15,7 +15,7 @@ from node_agent.doctor.facts import Facts, GroupMember
 from node_agent.doctor.look_clock import TOKEN, is_synchronised, look_at_clock
 from node_agent.doctor.look_cni import look_at_cni
 from node_agent.doctor.look_host import look_at_host
-from node_agent.doctor.look_pods import look_at_pod
+from node_agent.doctor.look_pods import look_at_pods
 from node_agent.drop_in import parse_drop_in
 from node_agent.status_file import STALE_S, STATUS_FILE, AgentStatus, read_status
 from sriov_cni.attachment import Attachment
@@ -50,6 +50,8 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
     status, attachments, records_error = _read_records(node.run_dir, now_s)
     config_path = node.config or Path(status.config if status and status.config else CONFIG)
     config, config_error = _read_config(config_path)
+    fallback = config.fallback if config else None
+    cni = look_at_cni(node.root, node.conf_dir, node.bin_dir, node.shipped, fallback)
     groups = {vf.iommu_group for vf in inventory.vfs() if vf.iommu_group is not None}
     return Facts(
         inventory=inventory,
@@ -61,22 +63,26 @@ def gather(node: Node, kernel: Kernel, now_s: float, *, probe: bool) -> Facts:
         groups={group: tuple(_group(node.root, group)) for group in groups},
         host=look_at_host(node.root, kernel, inventory, attachments),
         clock=look_at_clock(_written(node.run_dir), node.token, node.is_synchronised),
-        cni=look_at_cni(
-            node.root, node.conf_dir, node.bin_dir, node.shipped, config.fallback if config else None
-        ),
+        cni=cni,
         kubelet_dir=str(node.kubelet_dir),
         has_registration=(node.kubelet_dir / "device-plugins/kubelet.sock").exists(),
         has_pod_resources=(node.kubelet_dir / POD_RESOURCES).exists(),
-        answer=ask_agent(node.run_dir / SOCKET_NAME),
+        answer=ask_agent(node.run_dir / SOCKET_NAME, bin_dir=_on_host(node.root, Path(cni.bin_dir))),
         status=status,
         run_dir=str(node.run_dir),
         run_dir_mode=_mode(node.run_dir, 0o700),
+        socket=str(node.run_dir / SOCKET_NAME),
         socket_mode=_mode(node.run_dir / SOCKET_NAME, 0o600),
         unwritable=dict(_unwritable(node, config)),
         records_error=records_error,
         attachments=attachments,
-        pods={one.port.pci: link for one in attachments if (link := look_at_pod(one, kernel, probe=probe))},
+        pods=look_at_pods(attachments, kernel, probe=probe),
     )
+
+
+def _on_host(root: Path, folder: Path) -> str:
+    """As a runtime would name it."""
+    return f"/{folder.relative_to(root)}" if folder.is_relative_to(root) else str(folder)
 
 
 def _read_config(path: Path) -> tuple[AgentConfig | None, str | None]:
@@ -130,13 +136,13 @@ def _lease_dirs(node: Node, config: AgentConfig | None) -> set[Path]:
 
 
 def _why_unwritable(folder: Path) -> str | None:
-    """Root may write wherever the file system lets it."""
+    """Root may write wherever the file system lets it, and to the last block."""
     if not folder.is_dir():
         return os.strerror(errno.ENOTDIR)
     state = os.statvfs(folder)
     if state.f_flag & os.ST_RDONLY:
         return os.strerror(errno.EROFS)
-    if (state.f_blocks and not state.f_bavail) or (state.f_files and not state.f_favail):
+    if (state.f_blocks and not state.f_bfree) or (state.f_files and not state.f_ffree):
         return os.strerror(errno.ENOSPC)
     return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
 

@@ -29,6 +29,7 @@ def look_at_cni(
     return CniFiles(
         conf_dir=str(conf_dir),
         bin_dir=str(bin_dir),
+        is_image=root == Path("/") and shipped.exists(),
         has_conf_dir=conf_dir.is_dir(),
         has_bin_dir=bin_dir.is_dir(),
         configs=tuple(_configs(conf_dir)),
@@ -42,17 +43,16 @@ def look_at_cni(
 
 
 def _told(root: Path) -> tuple[str | None, str | None]:
-    """Where network configurations and plugins are, by the files of containerd and CRI-O; None: the usual."""
+    """Where network configurations and plugins are, by the files of CRI-O or containerd; None: the usual."""
+    drop_ins = sorted((root / "etc/crio/crio.conf.d").glob("*.conf"))
+    crio: dict[str, Any] = {}
+    for file in (root / "etc/crio/crio.conf", *drop_ins):
+        crio |= _read_toml(file).get("crio", {}).get("network", {})
+    if crio:
+        return crio.get("network_dir"), next(iter(crio.get("plugin_dirs", ())), None)
     plugins = _read_toml(root / "etc/containerd/config.toml").get("plugins", {})
     cni: dict[str, Any] = next((plugins[name]["cni"] for name in _CRI if "cni" in plugins.get(name, {})), {})
-    drop_ins = sorted((root / "etc/crio/crio.conf.d").glob("*.conf"))
-    for file in (root / "etc/crio/crio.conf", *drop_ins):
-        crio = _read_toml(file).get("crio", {}).get("network", {})
-        cni = (
-            cni | {"conf_dir": crio.get("network_dir"), "bin_dirs": crio.get("plugin_dirs")} if crio else cni
-        )
-    bins = cni.get("bin_dirs") or [cni.get("bin_dir")]
-    return cni.get("conf_dir") or None, bins[0] or None
+    return cni.get("conf_dir"), next(iter(cni.get("bin_dirs", ())), cni.get("bin_dir"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

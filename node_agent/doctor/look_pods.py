@@ -1,5 +1,8 @@
 """Adapter: interfaces of attachments as they are in their pods."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 from node_agent.doctor.facts import PodLink, WayOut
 from sriov_cni.attachment import Attachment
 from vf_manager.discovery import find_link
@@ -7,12 +10,22 @@ from vf_manager.kernel.api import Kernel, Links, NetnsHandle
 from vf_manager.model import Mac, Netdev, PciAddress
 
 _PROBE_S = 1.0
+_AT_A_TIME = 32
 _LOOPBACK = "lo"
 
 
-def look_at_pod(attachment: Attachment, kernel: Kernel, *, probe: bool) -> PodLink | None:
-    """`probe`: ask the wire for its addresses, and for the gateways of its routes: `gateway` of an IPAM may
-    be one that nobody uses. None: its namespace is gone, or the VF has no interface there."""
+def look_at_pods(
+    attachments: Sequence[Attachment], kernel: Kernel, *, probe: bool
+) -> dict[PciAddress, PodLink]:
+    """By VF. `probe`: ask the wire for their addresses, and for the gateways of their routes: `gateway` of an
+    IPAM may be one that nobody uses. All at a time, since silence takes a second."""
+    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="look") as pool:
+        looked = pool.map(lambda one: _look_at(one, kernel, probe), attachments)
+        return {one.port.pci: link for one, link in zip(attachments, looked, strict=True) if link}
+
+
+def _look_at(attachment: Attachment, kernel: Kernel, probe: bool) -> PodLink | None:
+    """None: its namespace is gone, or the VF has no interface there."""
     netns = kernel.netns_at(attachment.sandbox.path)
     if netns is None:
         return None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from node_agent.agent import SOCKET_NAME
 from node_agent.doctor.facts import Facts
 from node_agent.doctor.rules import Finding, Rule, Severity
 
@@ -136,8 +135,7 @@ def _permissions(facts: Facts) -> Iterator[Finding]:
     if facts.run_dir_mode & 0o022:
         yield RUN_DIR_OPEN.finding(facts.run_dir, mode=f"{facts.run_dir_mode:o}", path=facts.run_dir)
     if facts.socket_mode & 0o077:
-        path = f"{facts.run_dir}/{SOCKET_NAME}"
-        yield SOCKET_OPEN.finding(path, mode=f"{facts.socket_mode:o}", path=path)
+        yield SOCKET_OPEN.finding(facts.socket, mode=f"{facts.socket_mode:o}", path=facts.socket)
     for folder, why in facts.unwritable.items():
         yield FOLDER_UNWRITABLE.finding(folder, path=folder, why=why)
     if facts.records_error:

@@ -10,7 +10,6 @@ from node_agent.doctor.facts import Facts, PodLink
 from node_agent.doctor.rules import Finding, Rule, Severity
 from node_agent.vf_holders import holder_word
 from sriov_cni.attachment import Attachment, State
-from vf_manager.errors import InvalidInput
 from vf_manager.model import Pf, Vf
 
 _MANY = 32  # frames; a pod that has come up sends a handful by itself
@@ -19,16 +18,16 @@ _SWITCHDEV = "switchdev"
 GATEWAY_SILENT = Rule(
     id="gateway-silent",
     severity=Severity.WARNING,
-    cause="nobody on {wire} answers for the gateway {gateway}: the switch port may not let the VLAN pass, or"
-    " the gateway is down or is another address",
-    cure="allow the VLAN on the switch port of {pf}, or mend `gateway` in `ipam`; other pods of this VLAN on"
-    " other PFs tell whether it is the port",
+    cause="nobody on {wire} answers for the gateway {gateway}: the switch port may not let that pass, or the"
+    " gateway is down or has another address",
+    cure="allow the VLAN on the switch port of {pf}, or mend `gateway` and `routes` in `ipam`; pods of that"
+    " VLAN on other PFs tell whether it is the port",
 )
 NOTHING_RECEIVED = Rule(
     id="nothing-received",
     severity=Severity.WARNING,
-    cause="the VF has sent {sent} frames on {wire} and never received one: the switch port may not let the"
-    " VLAN pass, or nobody else is there",
+    cause="the VF has sent {sent} frames on {wire} and never received one: the switch port may not let"
+    " that pass, or nobody else is there",
     cure="allow the VLAN on the switch port of {pf}; `tcpdump -eni {pf}` on the host shows what comes in",
 )
 VF_CHANGED = Rule(
@@ -89,15 +88,11 @@ def _in_switchdev(facts: Facts) -> Iterator[Finding]:
     """By what the agent says of its pools."""
     if facts.config is None or facts.status is None:
         return
-    try:
-        networks = facts.config.pool_networks()
-    except InvalidInput:  # `config-invalid` says it
-        return
     pools = {pool.name: set(pool.vfs) for pool in facts.status.pools}
-    for network in networks:
+    switchdev = [pf for pf in facts.inventory.pfs if pf.eswitch_mode == _SWITCHDEV]
+    for network in facts.config.pool_networks():
+        vlan = network.asked.change.vlan
         vfs = {vf for name in network.pools for vf in pools.get(name, ())}
-        for pf in facts.inventory.pfs:
-            tags = network.asked.change.vlan and vfs & {vf.pci for vf in pf.vfs}
-            if tags and pf.eswitch_mode == _SWITCHDEV:
-                vlan = network.asked.change.vlan
+        for pf in switchdev if vlan else ():
+            if not vfs.isdisjoint(vf.pci for vf in pf.vfs):
                 yield VLAN_IN_SWITCHDEV.finding(network.name, network=network.name, vlan=vlan, pf=pf.label)

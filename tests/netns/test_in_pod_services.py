@@ -4,6 +4,7 @@ server that lists and watches. What is asked each time: who answers, and from wh
 import contextlib
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.kernel_contract import Space
 from tests.netns.conftest import assert_soon
 from tests.netns.namespaces import LinuxWorld, ip
 from tests.netns.talk import TIMEOUT_S, Reply, Server, ask, ask_by, socket_in
-from tests.netns.underlay import NODE_NAME, Underlay, UnderlayPod, running_underlay
+from tests.netns.underlay import GATEWAY, NODE_NAME, Underlay, UnderlayPod, running_underlay
 
 VIP, VIP6 = "10.96.0.10", "fd96::10"
 FAR = ("10.56.0.11", "10.56.0.12", "10.56.0.13")
@@ -261,6 +262,31 @@ def test_a_pod_that_may_start_without_knowing(world: LinuxWorld, tmp_path: Path)
         scene.api.come_back()
         scene.put(endpoints("web", FAR[1]))
         eventually(pod, Reply("far1", pod.address))
+
+
+def test_a_destination_is_traced(scene: Scene) -> None:
+    scene.put(service("web", VIP), endpoints("web", FAR[0]))
+    pod = scene.pod()
+    assert ask(pod.space, VIP, 80).server == "far0"
+    code, shown = traced(scene, "default/client", "web.default:80")
+    assert code == 0
+    assert f"default/client, TCP to web.default:80: {VIP} leaves by eth0, by way of {GATEWAY[0]}" in shown
+    assert f"TCP {VIP}:80 is the ClusterIP of service default/web port web" in shown
+    assert f"{FAR[0]}:8080" in shown
+    code, shown = traced(scene, "default/client", f"{VIP}:81")
+    assert code == 3
+    assert "rejected: a cluster IP that has other ports: TCP 80" in shown
+    assert traced(scene, "default/client", FAR[1])[0] == 0, "no service's"
+    assert "pod default/nobody has no VF of this node" in traced(scene, "default/nobody", VIP)[1]
+    assert "DESTINATION: 'nothing.here' is not valid" in traced(scene, "default/client", "nothing.here")[1]
+
+
+def traced(scene: Scene, *words: str) -> tuple[int, str]:
+    command = [sys.executable, "-c", "from node_agent.cli import app; app()", "trace", *words]
+    done = subprocess.run(
+        [*command, "--run-dir", str(scene.underlay.node.run_dir)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def refusal_of(scene: Scene, name: str) -> str:

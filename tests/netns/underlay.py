@@ -104,6 +104,11 @@ class Underlay:
             raise
         return pod
 
+    def start_again(self) -> None:
+        """The agent, after it was killed."""
+        self.node.start()
+        self.node.kubelet.wait_devices(RESOURCE, 16)
+
     def detach(self, pod: UnderlayPod) -> None:
         self.node.runtime.call("DEL", pod, self.conf, IFNAME)
         self.node.kubelet.free(pod.namespace, pod.name)
