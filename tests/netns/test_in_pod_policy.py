@@ -158,7 +158,7 @@ def test_a_pod_that_starts_while_no_policy_is_known(
             scene.api.put("pods", pod_object("early", pod.address))
             scene.api.come_back()
             assert_soon(lambda: gets_through(pod, "10.56.0.9", 80), "no policy is about it")
-        assert [event["note"] for event in scene.api.told("ClusterUnknown")]
+        assert_soon(lambda: scene.api.told("ClusterUnknown"), "the pod is told")
 
 
 def test_the_gateway_is_no_neighbour_of_nobody(scene: Scene) -> None:
