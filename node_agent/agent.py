@@ -27,6 +27,7 @@ from node_agent.http_endpoint import Address, HttpEndpoint
 from node_agent.metrics import Metrics
 from node_agent.metrics_api import ApiState
 from node_agent.metrics_ipam import AddressState
+from node_agent.metrics_rules import RulesState
 from node_agent.metrics_state import ConfigState, NodeState
 from node_agent.node_summary import NodeSummary, render_summary
 from node_agent.pages import make_pages
@@ -213,7 +214,8 @@ class Agent:
             self._metrics = Metrics(
                 CollectorRegistry(),
                 self._node_state(kernel, allocator),
-                ApiState(lambda: self._settings.api, self.events),
+                ApiState(lambda: self._settings.api, self.events, self.rules.store.states),
+                RulesState(self.rules.keeper),
                 AddressState(lambda: self._settings.config.pool_networks(), roots.lease_dir),
             )
             self._attacher.observe_steps(self._metrics.observe_step)

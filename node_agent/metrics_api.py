@@ -5,30 +5,18 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-import msgspec
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from node_agent.api_contact import ApiContact
 from node_agent.events_poster import Dropped, EventPoster
+from node_agent.kube.store import WatchState
 from node_agent.metric_families import counter, gauge
 
 
 class Api(Protocol):
     @property
     def contact(self) -> ApiContact: ...
-
-
-class WatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a list and watch of one kind of object tells of itself. `resource`: in the plural, as in a role
-    (`endpointslices`). `synced`: all objects are known, as they were at `last_event` (seconds since the
-    epoch) at least. `relists`: how often it had to begin anew."""
-
-    resource: str
-    synced: bool
-    last_event: float | None
-    relists: int
-    objects: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +71,29 @@ def _watched(watches: Iterable[WatchState]) -> Iterator[Metric]:
         "watch_synced",
         "Whether all objects of a kind are known.",
         labels,
-        [((watch.resource,), watch.synced) for watch in watches],
+        [((watch.kind,), watch.synced) for watch in watches],
     )
     yield gauge(
         "watch_last_event_timestamp_seconds",
         "When the API server last told something of a kind.",
         labels,
-        [((watch.resource,), watch.last_event) for watch in watches if watch.last_event is not None],
+        [((watch.kind,), watch.last_event_unix) for watch in watches if watch.last_event_unix],
     )
     yield counter(
         "watch_relists",
         "How often the objects of a kind were listed anew.",
         labels,
-        [((watch.resource,), watch.relists) for watch in watches],
+        [((watch.kind,), watch.relists) for watch in watches],
+    )
+    yield counter(
+        "watch_failures",
+        "Lists and watches of a kind that failed.",
+        labels,
+        [((watch.kind,), watch.failures) for watch in watches],
     )
     yield gauge(
         "watch_objects",
         "Objects of a kind that are known.",
         labels,
-        [((watch.resource,), watch.objects) for watch in watches],
+        [((watch.kind,), watch.objects) for watch in watches],
     )

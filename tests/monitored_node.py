@@ -20,6 +20,8 @@ pools:
 networks:
 - name: underlay
   pools: [fast]
+  services: in-pod
+  policy: in-pod
   ipam: {type: host-local, subnet: 10.56.0.0/30, gateway: 10.56.0.1}
 """  # of ens2 somebody else made 2: refused
 POD = "K8S_POD_NAMESPACE=ml;K8S_POD_NAME=trainer;IgnoreUnknown=1"

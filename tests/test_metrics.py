@@ -12,7 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from node_agent.api_server import ApiServer
 from node_agent.events_poster import EventPoster
-from node_agent.metrics_api import ApiState, WatchState
+from node_agent.kube.kinds import Kind
+from node_agent.kube.store import WatchState
+from node_agent.metrics_api import ApiState
 from tests.agent_node import (
     CONFIG,
     DEADLINE_S,
@@ -140,7 +142,6 @@ def test_the_api_server(monitored: Monitored) -> None:
     assert successes is not None
     assert successes >= 2
     assert now.value("api_server_requests_total", result="unreachable") == 0
-    assert now.labels("watch_synced") == []
 
 
 def test_events(monitored: Monitored) -> None:
@@ -164,8 +165,8 @@ def test_a_watch_tells_of_itself(node: Node) -> None:
     with api_double() as double:
         api = ApiServer(double.kubeconfig(node.root))
         watches = [
-            WatchState(resource="services", synced=True, last_event=17.5, relists=2, objects=40),
-            WatchState(resource="pods", synced=False, last_event=None, relists=0, objects=0),
+            WatchState(kind=Kind.SERVICES, synced=True, last_event_unix=17.5, relists=2, objects=40),
+            WatchState(kind=Kind.PODS, failures=3),
         ]
         registry = CollectorRegistry()
         registry.register(ApiState(lambda: api, EventPoster(lambda: None, "", node.log), lambda: watches))
@@ -176,6 +177,17 @@ def test_a_watch_tells_of_itself(node: Node) -> None:
     assert now.value("watch_last_event_timestamp_seconds", resource="pods") is None
     assert now.value("watch_relists_total", resource="services") == 2
     assert now.value("watch_objects", resource="services") == 40
+    assert now.value("watch_failures_total", resource="pods") == 3
+
+
+def test_rules_inside_of_pods(monitored: Monitored) -> None:
+    """Its network asks for them, so the cluster is followed; no pod has any yet."""
+    eventually(
+        lambda: scrape(monitored).value("watch_synced", resource="slices") == 1, "the cluster is known"
+    )
+    now = scrape(monitored)
+    assert now.value("rules_pods") == 0
+    assert now.value("rules_late_pods") == 0
 
 
 def test_what_the_kubelet_has_and_what_the_config_wants(monitored: Monitored) -> None:
