@@ -21,7 +21,7 @@ NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE = (SUBSYSTEM
 DELRULE, NEWSET, GETSET, DELSET, NEWSETELEM, _, DELSETELEM = (SUBSYSTEM << 8 | n for n in range(8, 15))
 _FAMILY = b"\x01\0\0\0"  # struct nfgenmsg: NFPROTO_INET, version, resource
 _CREATE, _NEW, _APPEND = 0x400, 0x400 | 0x200, 0x400 | 0x800
-_TABLE, _NAME = 1, 2
+_TABLE, _TABLE_FLAGS, _NAME = 1, 2, 2
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 3, 4, 5, 7, 1, 2
 _RULE_EXPRESSIONS, _ELEMENTS = 4, 3
 _ACCEPT = 1
@@ -80,7 +80,8 @@ def create(table: Table, memo: Memo, found: Found | None = None) -> Messages:
     with its elements, and so the table is taken apart, not deleted: what was remembered outlives a restart
     of the agent."""
     writer = _Writer(table.name, memo)
-    messages = [writer.message(NEWTABLE, _CREATE, b"", f"add table {table.name}")]
+    active = attributes.pack_be32(_TABLE_FLAGS, 0)  # not NFT_TABLE_F_DORMANT, if it was
+    messages = [writer.message(NEWTABLE, _CREATE, active, f"add table {table.name}")]
     kept: set[str] = set()
     if found is not None:
         wanted = {name: shape_of(elements) for name, elements in table.sets.items() if elements.dynamic}
@@ -224,7 +225,8 @@ class _Writer:
         for number, piece in pack_entries(elements, entries):
             body = attributes.pack_text(_NAME, name) + attributes.pack_nested(_ELEMENTS, piece)
             where = "to" if kind == NEWSETELEM else "from"
-            what = f"{verb} {number} elements {where} {_kind(elements)} {name}"
+            many = f"{number} elements" if number > 1 else "an element"
+            what = f"{verb} {many} {where} {_kind(elements)} {name}"
             yield self.message(kind, flags, body, what)
 
     def _rules(self, name: str, chain: Chain) -> Iterator[Message]:

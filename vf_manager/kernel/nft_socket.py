@@ -103,10 +103,20 @@ def apply_table(netns: Netns, before: Table | None, after: Table, memo: Memo, me
             inside(netns, lambda nft: nft.apply(after.name, messages), meter)
         return
 
-    def replace(nft: Nft) -> None:
-        nft.apply(after.name, nft_messages.create(after, memo, nft.find(after.name)))
+    inside(netns, lambda nft: _replace(nft, after, memo), meter)
 
-    inside(netns, replace, meter)
+
+def _replace(nft: Nft, table: Table, memo: Memo) -> None:
+    """What else somebody has put into it may not be such as can be taken apart; then what was remembered is
+    lost with the rest."""
+    found = nft.find(table.name)
+    try:
+        nft.apply(table.name, nft_messages.create(table, memo, found))
+    except KernelError:
+        if found is None:
+            raise
+        messages = nft_messages.delete(table.name), *nft_messages.create(table, memo)
+        nft.apply(table.name, messages)
 
 
 def delete_table(netns: Netns, name: str, meter: Meter) -> None:
