@@ -50,6 +50,7 @@ def listed(space: Space) -> list[str]:
         if kind == "metainfo":
             continue
         body.pop("handle")
+        body.pop("size", None)  # of a dynamic set, once there was a rule that writes into it
         if isinstance(body.get("elem"), list):
             body["elem"] = sorted(body["elem"], key=repr)
         if kind == "rule":

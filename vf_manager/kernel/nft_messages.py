@@ -1,4 +1,4 @@
-"""Pure: an nftables table, or what changes of one, as the messages of one transaction.
+"""Pure: an nftables table, or what changes of one, as the messages of transactions.
 
 The kernel does all of a transaction or nothing (net/netfilter/nf_tables_api.c), and looks at its messages in
 order: whatever is referred to is there before, and is gone after what refers to it. Packets are judged by the
@@ -7,6 +7,7 @@ old rules or by the new ones; between them is no moment without.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
@@ -99,9 +100,31 @@ def create(table: Table, memo: Memo, found: Found | None = None) -> Messages:
     return tuple(messages)
 
 
-def change(old: Table, new: Table, memo: Memo) -> Messages:
-    """What makes `new` of `old`, which has the same name. (): nothing differs. A chain whose rules differ is
-    refilled; a set of another shape, and a chain of another base, is made anew."""
+def change(old: Table, new: Table, memo: Memo) -> tuple[Messages, ...]:
+    """What makes `new` of `old`, which has the same name: no transaction, one or two. A chain whose rules
+    differ is refilled; a set of another shape, and a chain of another base, is made anew.
+
+    In the first of two are new chains to which nothing leads yet. A packet that is on its way through the
+    rules while the second is done sees the old rules, but the new elements (nft_do_chain and nft_lookup_eval
+    each look for themselves which generation it is): a chain that an element leads it to has to be there."""
+    steps = (old, _with_chains_ahead(old, new), new)
+    return tuple(filter(None, (_transaction(a, b, memo) for a, b in pairwise(steps))))
+
+
+def _with_chains_ahead(old: Table, new: Table) -> Table:
+    """`old`, if something is made anew: then rules may not fit before that."""
+    ahead = {n: chain for n, chain in new.chains.items() if n not in old.chains and chain.base is None}
+    anew = any(n in new.sets and shape_of(one) != shape_of(new.sets[n]) for n, one in old.sets.items())
+    if (
+        not ahead
+        or anew
+        or any(n in new.chains and c.base != new.chains[n].base for n, c in old.chains.items())
+    ):
+        return old
+    return Table(old.name, {**new.sets, **old.sets}, {**old.chains, **ahead})
+
+
+def _transaction(old: Table, new: Table, memo: Memo) -> Messages:
     writer = _Writer(new.name, memo)
     sets = _Parts.of(old.sets, new.sets, lambda a, b: shape_of(a) == shape_of(b))
     chains = _Parts.of(old.chains, new.chains, lambda a, b: a.base == b.base)

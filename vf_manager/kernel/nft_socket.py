@@ -16,7 +16,7 @@ from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netlink import BatchRefusal, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns
 from vf_manager.kernel.nft import Table
-from vf_manager.kernel.nft_messages import Found, Memo, Message
+from vf_manager.kernel.nft_messages import Found, Memo, Message, Messages
 from vf_manager.kernel.nft_sets import read_shape
 
 NETLINK_NETFILTER = 12
@@ -98,12 +98,16 @@ def inside(netns: Netns, ask: Callable[[Nft], Answer], meter: Meter) -> Answer:
 def apply_table(netns: Netns, before: Table | None, after: Table, memo: Memo, meter: Meter) -> None:
     """`before` None: whatever is there under this name is replaced."""
     if before is not None:
-        messages = nft_messages.change(before, after, memo)
-        if messages:
-            inside(netns, lambda nft: nft.apply(after.name, messages), meter)
-        return
+        transactions = nft_messages.change(before, after, memo)
+        if transactions:
+            inside(netns, lambda nft: _change(nft, after.name, transactions), meter)
+    else:
+        inside(netns, lambda nft: _replace(nft, after, memo), meter)
 
-    inside(netns, lambda nft: _replace(nft, after, memo), meter)
+
+def _change(nft: Nft, table: str, transactions: Sequence[Messages]) -> None:
+    for messages in transactions:
+        nft.apply(table, messages)
 
 
 def _replace(nft: Nft, table: Table, memo: Memo) -> None:
