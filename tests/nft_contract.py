@@ -59,6 +59,7 @@ class NftContract:
 
     def test_an_empty_table(self, kernel: Kernel, pod: NetnsHandle) -> None:
         kernel.apply_nft(pod, None, Table(name="test"))
+        kernel.apply_nft(pod, None, Table(name="test"))
         kernel.apply_nft(pod, Table(name="test"), ONE)
         kernel.apply_nft(pod, ONE, Table(name="test"))
         assert kernel.nft_tables(pod) == ("test",)
