@@ -180,7 +180,7 @@ def converge(world: World) -> None:
         world.step()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(ops=OPS, replay=st.integers(0, 3))
 def test_whatever_happens_it_ends_with_what_is_there(ops: list[tuple[Any, ...]], replay: int) -> None:
     world = World()
@@ -194,7 +194,7 @@ def test_whatever_happens_it_ends_with_what_is_there(ops: list[tuple[Any, ...]],
     assert (world.is_synced(), state.skipped, state.objects) == (True, len(broken), len(world.seen()))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(ops=OPS.filter(lambda ops: not any(op[0] == "break" for op in ops)))
 def test_what_is_shown_was_true_at_one_moment(ops: list[tuple[Any, ...]]) -> None:
     """Also while everything is listed anew, which takes several pages."""
