@@ -9,6 +9,7 @@ import json
 import re
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,12 +61,13 @@ def rights_of(role: Path = RBAC) -> frozenset[Right]:
 
 class ApiDouble:
     """`pods`: annotations by `namespace/name`. `status`: what everybody is told instead of an answer, and
-    `retry_after_s`: when to come again.
+    `retry_after_s`: when to come again. `certificate`: a file with that and its key; None: without TLS.
 
     `gate`: while it is clear nobody is answered. `cache`: what is listed and watched.
     """
 
-    def __init__(self, rights: Iterable[Right] = EVERYTHING) -> None:
+    def __init__(self, rights: Iterable[Right] = EVERYTHING, certificate: Path | None = None) -> None:
+        self._certificate = certificate
         self.rights = frozenset(rights)
         self.pods: dict[str, dict[str, str] | None] = {}
         self.nodes: dict[str, dict[str, str]] = {}
@@ -105,13 +107,22 @@ class ApiDouble:
     def come_back(self) -> None:
         """Where it was before."""
         self._http = _Server(("127.0.0.1", self._port), self._serve)
+        if self._certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
         self._port = self._http.server_port
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
 
     def kubeconfig(self, folder: Path) -> KubernetesConfig:
-        url = f"http://127.0.0.1:{self._port}"
-        cluster = {"name": "c", "cluster": {"server": url}}
+        server = {"server": f"http://127.0.0.1:{self._port}"}
+        if self._certificate is not None:
+            server = {
+                "server": f"https://127.0.0.1:{self._port}",
+                "certificate-authority": str(self._certificate),
+            }
+        cluster = {"name": "c", "cluster": server}
         context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
         config = {"clusters": [cluster], "users": [{"name": "u", "user": {}}], "contexts": [context]}
         path = folder / "kubeconfig"
@@ -297,8 +308,8 @@ def wrong_with(event: Mapping[str, Any], namespace: str) -> str | None:
 
 
 @contextlib.contextmanager
-def api_double(rights: Iterable[Right] = EVERYTHING) -> Iterator[ApiDouble]:
-    double = ApiDouble(rights)
+def api_double(rights: Iterable[Right] = EVERYTHING, certificate: Path | None = None) -> Iterator[ApiDouble]:
+    double = ApiDouble(rights, certificate)
     try:
         yield double
     finally:

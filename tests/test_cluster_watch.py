@@ -1,6 +1,9 @@
 """An API server over real HTTP, followed by the official client: what is asked and allowed, and the end."""
 
 import gc
+import random
+import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,6 +170,15 @@ def test_many_objects_come_in_pages_of_one_moment(followed: Followed) -> None:
     assert sum("limit=500" in request for request in followed.double.requests) == 3
 
 
+def test_watches_do_not_end_at_one_moment(followed: Followed) -> None:
+    followed.want(*ALL)
+    eventually(lambda: len(followed.double.cache.watching) == 6, "all are watched")
+    asked = re.findall(r"timeoutSeconds=(\d+)", " ".join(followed.double.requests))
+    assert len(asked) == 6
+    assert all(300 <= int(seconds) <= 600 for seconds in asked)
+    assert len(set(asked)) > 1
+
+
 @pytest.mark.parametrize("in_the_middle", [True, False])
 def test_a_watch_that_ends_is_resumed(followed: Followed, in_the_middle: bool) -> None:
     followed.want(Kind.SERVICES)
@@ -298,6 +310,16 @@ def test_another_api_server(followed: Followed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_the_end_comes_at_once_and_leaves_nothing(double: ApiDouble, tmp_path: Path, hangs: bool) -> None:
+    begin_and_end(double, tmp_path, hangs)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_end_comes_at_once_with_tls_too(certificate: Path, tmp_path: Path, hangs: bool) -> None:
+    with api_double(certificate=certificate) as double:
+        begin_and_end(double, tmp_path, hangs)
+
+
+def begin_and_end(double: ApiDouble, tmp_path: Path, hangs: bool) -> None:
     before = fds_in_use()
     followed = Followed(double, tmp_path)
     if hangs:  # no answer begins
@@ -316,6 +338,17 @@ def test_the_end_comes_at_once_and_leaves_nothing(double: ApiDouble, tmp_path: P
     eventually(lambda: open_fds() <= before, "no descriptor is left")
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = (
+        "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=api"
+    )
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command.split(), *names, "-keyout", path, "-out", path], check=True, capture_output=True)
+    return path
+
+
 def test_an_end_while_nobody_is_there(double: ApiDouble, tmp_path: Path) -> None:
     followed = Followed(double, tmp_path)
     double.go_away()
@@ -324,6 +357,58 @@ def test_an_end_while_nobody_is_there(double: ApiDouble, tmp_path: Path) -> None
     assert not followed.store.wait_synced(ALL, 0.01)
     followed.end()
     double.come_back()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bad_day_of_the_api_server(followed: Followed, seed: int) -> None:
+    """All of it, with real threads; every order of things is in test_reflector.py."""
+    double, dice = followed.double, random.Random(seed)
+    followed.want(*ALL)
+    for step in range(300):
+        name = f"x{dice.randrange(8)}"
+        match dice.choice(
+            ["put", "put", "put", "delete", "drop", "forget", "bookmark", "away", "busy", "hang"]
+        ):
+            case "put":
+                double.put("services", service(name, f"10.96.0.{step % 250}"))
+                double.put("pods", pod(name, dice.choice(["Running", "Succeeded"]), uid=str(step)))
+            case "delete" if f"ml/{name}" in double.cache.objects("pods"):
+                double.delete("services", f"ml/{name}")
+                double.delete("pods", f"ml/{name}")
+            case "drop":
+                double.drop_watches(in_the_middle=dice.random() < 0.5)
+                double.cache.replay = dice.randrange(3)
+            case "forget":
+                double.cache.says_gone_late = dice.random() < 0.5
+                double.forget_history()
+            case "bookmark":
+                double.cache.bookmark()
+            case "away" if dice.random() < 0.3:
+                double.go_away()
+                double.put("services", service(name, "10.97.0.1"))
+                double.come_back()
+            case "busy":
+                double.status = dice.choice([429, 500, 503, None])
+            case "hang":
+                double.gate.clear() if double.gate.is_set() else double.gate.set()
+    double.status = None
+    double.gate.set()
+    followed.sees(lambda now: seen_in(now) == there_in(double))
+    followed.synced(*ALL)
+
+
+def seen_in(now: Cluster) -> object:
+    pods = {key: one.metadata.uid for key, one in now.pods.items()}
+    return {key: one.spec.cluster_ip for key, one in now.services.items()}, pods
+
+
+def there_in(double: ApiDouble) -> object:
+    services, pods = double.cache.objects("services"), double.cache.objects("pods")
+    running = {key: one for key, one in pods.items() if one["status"]["phase"] == "Running"}
+    return (
+        {key: one["spec"]["clusterIP"] for key, one in services.items()},
+        {key: one["metadata"]["uid"] for key, one in running.items()},
+    )
 
 
 # -- RBAC

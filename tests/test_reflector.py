@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import time
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +25,7 @@ from tests.cni_world import quiet_log
 from tests.fake_clock import FakeClock
 from tests.watch_cache import Dropped, Object, Refused, WatchCache, key_of
 
-MOST_LINE = 4096
+MOST_LINE = 16384
 
 
 class CacheSource:
@@ -178,7 +180,7 @@ def converge(world: World) -> None:
         world.step()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(ops=OPS, replay=st.integers(0, 3))
 def test_whatever_happens_it_ends_with_what_is_there(ops: list[tuple[Any, ...]], replay: int) -> None:
     world = World()
@@ -192,7 +194,7 @@ def test_whatever_happens_it_ends_with_what_is_there(ops: list[tuple[Any, ...]],
     assert (world.is_synced(), state.skipped, state.objects) == (True, len(broken), len(world.seen()))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(ops=OPS.filter(lambda ops: not any(op[0] == "break" for op in ops)))
 def test_what_is_shown_was_true_at_one_moment(ops: list[tuple[Any, ...]]) -> None:
     """Also while everything is listed anew, which takes several pages."""
@@ -289,7 +291,7 @@ def test_a_line_that_is_too_long_ends_the_watch_and_all_is_listed() -> None:
     world.step()
     world.cache.put("pods", pod("a", annotations={"x": "y" * MOST_LINE}))
     world.step()
-    assert "longer than 4096 bytes" in world.store.states()[0].trouble
+    assert "longer than 16384 bytes" in world.store.states()[0].trouble
     world.step()
     assert world.seen() == world.there()
 
@@ -400,6 +402,38 @@ def test_a_line_is_bounded_however_it_is_cut(chunks: list[bytes]) -> None:
     assert list(split_lines([b"x" * 8 + b"\nhalf"], 8)) == [b"x" * 8]
     with pytest.raises(TooLong):
         list(split_lines(chunks, 8))
+
+
+def of_a_deployment(i: int) -> Object:
+    """8 kB, most of which nobody here needs."""
+    spec = {
+        "nodeName": f"node-{i % 10}",
+        "containers": [{"ports": [{"containerPort": 80, "name": "http"}]}, {"name": "sidecar"}],
+    }
+    labels = {"app": f"a{i // 10}", "pod-template-hash": "7f9c8d6b5"}
+    return pod(f"app-{i}", i, spec=spec, labels=labels, managedFields=[{"fieldsV1": "y" * 7000}])
+
+
+def test_little_is_kept_of_a_pod() -> None:
+    """1.0 kB was measured."""
+    bodies = [msgspec.Raw(json.dumps(of_a_deployment(i)).encode()) for i in range(1000)]
+    tracemalloc.start()
+    kept = [parse_object(Kind.PODS, body)[0] for body in bodies]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size / len(kept) < 1500
+
+
+def test_an_event_takes_little_time() -> None:
+    """Most of the 0.1 ms is the double's: 0.03 ms were measured without it."""
+    world = World()
+    world.step()
+    for i in range(1000):
+        world.cache.put("pods", of_a_deployment(i))
+    began = time.process_time()
+    world.step()
+    assert (time.process_time() - began) / 1000 < 0.001
+    assert world.seen() == world.there()
 
 
 def test_the_keys_are_those_of_the_double() -> None:

@@ -5,6 +5,7 @@ would make of the answers takes ten times their size, so they come out as the by
 """
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -131,8 +132,12 @@ class _Socket:
 
 
 def _shut_down(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is not connected any more
-        connected.shutdown(socket.SHUT_RDWR)
+    """By a descriptor of its own: the ssl module's objects must not be touched while another thread reads."""
+    with (
+        contextlib.suppress(OSError),  # it is not connected any more
+        socket.socket(fileno=os.dup(connected.fileno())) as same,
+    ):
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def _tap(manager: urllib3.PoolManager, opened: Callable[[socket.socket], None]) -> None:

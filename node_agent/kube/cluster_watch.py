@@ -44,11 +44,11 @@ class ClusterWatch:
         with self._guard:
             wanted = frozenset(kinds) if sources is not None else frozenset()
             stay = self._wanted & wanted if sources is self._sources else frozenset[Kind]()
+            opened = {kind: sources.open(kind) for kind in wanted - stay} if sources is not None else {}
             for kind in self._wanted - wanted:
                 self._reflectors[kind].aim(None)
-            if sources is not None:
-                for kind in sorted(wanted - stay):
-                    self._reflector(kind).aim(sources.open(kind))
+            for kind, source in opened.items():
+                self._reflector(kind).aim(source)
             self._wanted, self._sources = wanted, sources
 
     def wake(self) -> None:
