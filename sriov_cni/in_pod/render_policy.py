@@ -40,9 +40,10 @@ _PROTOCOLS = {Proto.TCP: b"\x06", Proto.UDP: b"\x11", Proto.SCTP: b"\x84"}
 _ICMPV6 = b"\x3a"
 _ESTABLISHED_OR_RELATED = 0b110  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED)
 
-# Types of ICMPv6. Neighbour discovery is by multicast; a switch that looks after groups (MLD snooping, RFC
-# 4541) brings it only to who has said that it listens. conntrack follows neither.
-_DISCOVERY = ((130, 137), (143, 143))
+# Types of ICMPv6: 133 to 137 are neighbour discovery, which is by multicast; 130 to 132 and 143 say who
+# listens to which group. A switch with MLD snooping (RFC 4541) hands it on to those alone. conntrack follows
+# neither.
+_DISCOVERY = (Within(Field.ICMPV6_TYPE, b"\x82", b"\x89"), Is(Field.ICMPV6_TYPE, b"\x8f"))
 
 _Source = TypeVar("_Source")
 _Socket = tuple[str, Proto, int]
@@ -143,8 +144,8 @@ def _chains(side: _Side, allows: Sequence[Allow]) -> Iterator[tuple[str, Chain]]
 def _rules_before(side: _Side) -> Iterator[Rule]:
     yield In((side.interface,), POLICY_IFS, negate=True), _ACCEPT
     yield CtState(_ESTABLISHED_OR_RELATED), _ACCEPT
-    for low, high in _DISCOVERY:
-        yield Is(Field.L4PROTO, _ICMPV6), Within(Field.ICMPV6_TYPE, bytes([low]), bytes([high])), _ACCEPT
+    for types in _DISCOVERY:
+        yield Is(Field.L4PROTO, _ICMPV6), types, _ACCEPT
     if side.hook is Hook.INPUT:
         for family in _FAMILIES:
             yield In((side.peer[family.version],), f"{_NODE_ADDRESSES}{family.version}"), _ACCEPT

@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ PORTS = (80, 81)
 _MARKER_PORT = 9
 _MARKERS = 7  # each takes a hop at least; a handshake takes three ways of two
 _DEADLINE_S = 5.0
+_AGAIN_S = 0.2  # until a marker that has not come is sent once more
 _ABORT = struct.pack("ii", 1, 0)  # struct linger: a connection ends at once, and leaves nothing behind
 
 
@@ -61,6 +63,7 @@ class Segment:
             for host in self._hosts:
                 with entered(self.space(host)):
                     self._serve(host, stack)
+            self._wait_until_up()
             self._stack = stack.pop_all()
         return self
 
@@ -106,6 +109,17 @@ class Segment:
                 listener.listen(1024)
                 self._selector.register(listener, selectors.EVENT_READ, (address, "TCP", port))
 
+    def _wait_until_up(self) -> None:
+        """A link that has just been set up drops what it is given, until a worker of the kernel has seen that
+        it has a carrier (net/core/link_watch.c)."""
+        firsts = self._hosts[self._first]
+        others = [address for host in self.spaces for address in self._hosts[host]]
+        pairs = [(own, other) for own in firsts for other in others if (":" in own) == (":" in other)]
+        calls = {Call(*ends, "UDP", PORTS[0]) for pair in pairs for ends in (pair, pair[::-1])}
+        deadline = time.monotonic() + _DEADLINE_S
+        while self.ask(calls) != calls:
+            assert time.monotonic() < deadline, "the links do not come up"
+
     # -- questions
 
     def ask(self, calls: Iterable[Call]) -> set[Call]:
@@ -146,23 +160,28 @@ class Segment:
         """From the first host, which may send to every other whatever policies they have."""
         self._marked = set()
         missing = {address for host in self.spaces for address in self._hosts[host]}
+        deadline = time.monotonic() + _DEADLINE_S
+        while missing:
+            self._send_markers(f"{self._round}.{number}", missing)
+            while ready := self._selector.select(0 if missing <= self._marked else _AGAIN_S):
+                for key, _ in ready:
+                    assert isinstance(key.fileobj, socket.socket)
+                    self._receive(key.fileobj, *key.data, marker=f"{self._round}.{number}")
+            missing -= self._marked
+            assert time.monotonic() < deadline, f"no marker comes to {missing}"
+
+    def _send_markers(self, text: str, to: set[str]) -> None:
         for own in self._hosts[self._first]:
             with _bound(own, socket.SOCK_DGRAM, 0) as sender:
-                for address in missing:
+                for address in to:
                     if (":" in address) == (":" in own):
-                        _send(sender, f"{self._round}.{number}", (address, _MARKER_PORT))
-        while self._marked < missing:
-            ready = self._selector.select(_DEADLINE_S)
-            assert ready, f"no marker has come to {missing - self._marked}"
-            for key, _ in ready:
-                assert isinstance(key.fileobj, socket.socket)
-                self._receive(key.fileobj, *key.data, marker=f"{self._round}.{number}")
+                        _send(sender, text, (address, _MARKER_PORT))
 
     def _receive(self, server: socket.socket, address: str, proto: str, port: int, *, marker: str) -> None:
         for text, peer in _arrivals(server) if proto == "UDP" else _connections(server):
             if port == _MARKER_PORT:
-                assert text == marker
-                self._marked.add(address)
+                if text == marker:
+                    self._marked.add(address)
                 continue
             assert text in ("", f"{self._round}"), "a packet came when it had been given up"
             self._got.add(self._asked[peer[0], peer[1], address, port])
