@@ -31,7 +31,7 @@ from tests.stub_kubelet import StubKubelet
 
 NAME = "node-1"
 GRACE_S = 30
-_PATIENCE_S = 60
+_PATIENCE_S = 120
 PLAIN = "10-plain.conflist"  # what the node's pods had before
 _PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 _PLACES = {
