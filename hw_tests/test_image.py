@@ -117,6 +117,7 @@ def install(node: ClusterNode, objects: list[Object], nics: tuple[Nic, Nic]) -> 
     node.start(objects, NAME)
     node.wait_for(lambda: OUR_NETWORK in node.cri.networks(), "network of ours for pods")
     assert node.probe("startupProbe")
+    node.wait_for(lambda: len(node.events("installed")) == 2, "line for each file in the agent's log")
     installed = {line["path"]: line["timestamp"] for line in node.events("installed")}
     (ready,) = node.events("ready")
     assert installed[OURS] < ready["timestamp"] < installed[CONFLIST]
