@@ -15,19 +15,20 @@ import yaml
 from hw_tests.conftest import REPORT
 from hw_tests.cri.pods import NAMESPACE, SandboxPod
 from hw_tests.kustomize import MANIFESTS, Object, render
-from hw_tests.nics import Nic, as_found, wait_for_carrier, wait_until
-from hw_tests.node import pool_of, read_leases, resource_of
+from hw_tests.nics import Nic, as_found, wait_for_carrier
+from hw_tests.node import PREFIX, pool_of, read_leases, resource_of
 from hw_tests.rig.agent_image import NAME
 from hw_tests.rig.image_disk import ARCHIVE, UPGRADE
-from hw_tests.runtime import wait_for_ping
+from hw_tests.runtime import Conf, wait_for_ping
 from hw_tests.snapshot import stable_snapshot, wait_for_same
 from hw_tests.traffic import Traffic
 from tests.image.node import PLAIN, ClusterNode, leaving, running_node, with_config
 
-VFS = 2  # of each PF
+VFS = 2  # of each PF, for pods
 OURS, CONFLIST = "/opt/cni/bin/sriov-underlay", "/etc/cni/net.d/00-sriov-underlay.conflist"
 OUR_NETWORK = "sriov-underlay"
 RECORDS, LEASES = "/run/sriov-underlay/attachments", "/var/lib/cni/networks"
+CDI_SPEC = "/run/cdi/sriov-underlay_sriov-underlay.io_dpdk.json"
 # include/uapi/linux/capability.h
 BITS = {"DAC_OVERRIDE": 1, "NET_ADMIN": 12, "NET_RAW": 13, "SYS_CHROOT": 18, "SYS_ADMIN": 21}
 SECCOMP_FILTER = "2"  # man 5 proc
@@ -51,11 +52,22 @@ def machine(request: pytest.FixtureRequest, two_nics: tuple[Nic, Nic]) -> Iterat
 
 
 def config_for(nics: tuple[Nic, Nic]) -> str:
-    """What a user writes: a pool of each PF, one network over both."""
-    pools = [{"name": pool_of(nic), "select": {"pfNames": [nic.name]}, "vfs": {"count": VFS}} for nic in nics]
+    """What a user writes: a pool of each PF, one network over both, and a VF of each PF for DPDK."""
+    vfs = {"count": VFS + 1}
+    pools: list[Conf] = [
+        {"name": pool_of(nic), "select": {"pfNames": [f"{nic.name}#0-{VFS - 1}"]}, "vfs": vfs} for nic in nics
+    ]
+    dpdk: Conf = {
+        "name": "dpdk",
+        "select": {"pfNames": [f"{nic.name}#{VFS}" for nic in nics]},
+        "vfs": vfs | {"driver": "vfio-pci"},
+        "allocation": {"cdi": True},
+    }
     ipam = {"type": "host-local", "ranges": [[{"subnet": "198.18.60.0/24"}]]}
     networks = [{"name": "wire", "pools": [pool["name"] for pool in pools], "vlan": 60, "ipam": ipam}]
-    return yaml.safe_dump({"pools": pools, "networks": networks, "fallback": f"/etc/cni/net.d/{PLAIN}"})
+    return yaml.safe_dump(
+        {"pools": [*pools, dpdk], "networks": networks, "fallback": f"/etc/cni/net.d/{PLAIN}"}
+    )
 
 
 def run_pod(node: ClusterNode, name: str, nic: Nic) -> SandboxPod:
@@ -103,11 +115,16 @@ def test_from_installation_over_an_upgrade_to_uninstallation(
 
 def install(node: ClusterNode, objects: list[Object], nics: tuple[Nic, Nic]) -> None:
     node.start(objects, NAME)
-    node.wait_probe("startupProbe")
-    assert node.at(OURS).exists()
+    node.wait_for(lambda: OUR_NETWORK in node.cri.networks(), "network of ours for pods")
+    assert node.probe("startupProbe")
+    node.wait_for(lambda: len(node.events("installed")) == 2, "line for each file in the agent's log")
+    installed = {line["path"]: line["timestamp"] for line in node.events("installed")}
+    (ready,) = node.events("ready")
+    assert installed[OURS] < ready["timestamp"] < installed[CONFLIST]
     for nic in nics:
         node.kubelet.wait_devices(resource_of(nic), VFS)
-    wait_until(lambda: OUR_NETWORK in node.cri.networks(), "our network", 30)
+    node.kubelet.wait_devices(f"{PREFIX}/dpdk", len(nics))
+    assert node.at(CDI_SPEC).exists()
     wait_for_carrier(nics)
 
 
@@ -116,7 +133,7 @@ def upgrade(node: ClusterNode, objects: list[Object], first: Nic, second: Nic) -
     held = records(node)
     run_pod(node, "going", second)
     node.kubelet.allocate(NAMESPACE, "coming", resource_of(first))
-    old, conflist = node.at(OURS).read_bytes(), node.at(CONFLIST).stat().st_ino
+    executable, conflist = node.at(OURS).stat().st_ino, node.at(CONFLIST).stat().st_ino
     assert node.stop() == 0
     with ThreadPoolExecutor(2) as pool:
         run, remove = pool.submit(node.runner.run, "coming"), pool.submit(node.runner.remove, "going")
@@ -125,8 +142,8 @@ def upgrade(node: ClusterNode, objects: list[Object], first: Nic, second: Nic) -
         coming = run.result()
         remove.result()
     assert set(coming.links()) == {"lo", "eth0"}
-    new = node.at(OURS).read_bytes()
-    assert (new != old, node.at(CONFLIST).stat().st_ino) == (True, conflist)
+    assert node.at(OURS).stat().st_ino != executable, "exchanged by rename"
+    assert node.at(CONFLIST).stat().st_ino == conflist, "it is the same and was not touched"
     kept = records(node)
     assert {name: kept.get(name) for name in held} == held
     return coming

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,15 +38,13 @@ def ensure_image_disk() -> Path:
 
 
 def _build(disk: Path, archive: Path) -> None:
-    tree, written = disk.with_suffix(".building"), disk.with_suffix(".new")
-    tree.mkdir(exist_ok=True)
-    add_upgrade(archive, tree / ARCHIVE)
-    written.unlink(missing_ok=True)
     options = ["-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-L", "images", "-m", "0"]
-    run(["mke2fs", *options, "-d", tree, written, f"{_SIZE_MIB}M"])
-    (tree / ARCHIVE).unlink()
-    tree.rmdir()
-    written.rename(disk)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="building-") as folder:
+        tree, written = Path(folder) / "tree", Path(folder) / "disk"
+        tree.mkdir()
+        add_upgrade(archive, tree / ARCHIVE)
+        run(["mke2fs", *options, "-d", tree, written, f"{_SIZE_MIB}M"])
+        written.rename(disk)
 
 
 def add_upgrade(archive: Path, target: Path) -> None:

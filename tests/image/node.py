@@ -31,7 +31,7 @@ from tests.stub_kubelet import StubKubelet
 
 NAME = "node-1"
 GRACE_S = 30
-_PATIENCE_S = 60
+_PATIENCE_S = 120
 PLAIN = "10-plain.conflist"  # what the node's pods had before
 _PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 _PLACES = {
@@ -139,6 +139,7 @@ class ClusterNode:
     def started_to(self, event: str) -> float:
         """Seconds from the start of the container to the first such line of the agent's log."""
         started = self.cri.container_status(self._container).started_at / 1e9
+        self.wait_for(lambda: bool(self.events(event)), f"line {event!r} in the agent's log")
         first = self.events(event)[0]
         return datetime.fromisoformat(first["timestamp"]).timestamp() - started
 
