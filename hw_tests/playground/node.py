@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +35,11 @@ _PLACES = {Path("/opt/cni/bin"): "bin", Path("/etc/cni/net.d"): "net.d"}
 _LEFT = (RUN_DIR, FOLDER, KUBELET_DIR, Path("/etc/sriov-underlay"), Path("/var/lib/cni/networks"))
 _PROGRAMS = {"sriov-agent": "node_agent.main", "sriovctl": "node_agent.cli"}
 _PROGRAM = """\
-#!/bin/sh
-PYTHONPATH={path} exec {python} -c 'from {module} import run; run()' "$@"
+#!/usr/bin/python3
+import sys
+sys.path[:0] = {path}
+from {module} import run
+run()
 """
 _COMMAND_TIMEOUT_S = 120.0
 
@@ -84,7 +86,8 @@ def playground(nics: tuple[Nic, ...]) -> Iterator[Playground]:
             plugins=tuple(REFERENCE_PLUGINS.glob("*")),
             conflist_name=_CONFLIST,
         )
-        _install(containerd.folder)
+        _mount(containerd.folder)
+        install()
         kubelet = stack.enter_context(StubKubelet(KUBELET_DIR))
         cri = stack.enter_context(running_containerd(containerd))
         pods = Pods(cri, kubelet, FOLDER)
@@ -123,17 +126,19 @@ def _neighbour(nic: Nic) -> Iterator[Pod]:
         machine.destroy()
 
 
-def _install(folder: Path) -> None:
-    """What `make install` does, but for the virtual environment: this machine has the packages already."""
+def _mount(folder: Path) -> None:
     for place, name in _PLACES.items():
         place.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", folder / name, place], check=True)
+
+
+def install() -> None:
+    """What `make install` does, but for the virtual environment: this machine has the packages already."""
     (_PREFIX / "bin").mkdir(parents=True)
     (_PREFIX / "pyvenv.cfg").touch()  # by which `make uninstall` knows that it is ours
     for name, module in _PROGRAMS.items():
         program = _PREFIX / "bin" / name
-        path = ":".join([str(PROJECT), "/env"])
-        program.write_text(_PROGRAM.format(path=path, python=sys.executable, module=module))
+        program.write_text(_PROGRAM.format(path=[str(PROJECT), "/env"], module=module))
         program.chmod(0o755)
     # -o: the executable is the one that was built, whatever the times of files say.
     words = ["make", "-s", "-o", "build/sriov-underlay", "install-node"]
