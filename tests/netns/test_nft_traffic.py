@@ -77,11 +77,15 @@ class Stage:
         self.kernel.apply_nft(self.netns, self._now, table)
         self._now = table
 
+    def nft(self, *words: str) -> str:
+        command = ["nsenter", f"--net={self.space.path}", "nft", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
     def expires_ms(self) -> int | None:
         """When what is remembered is forgotten, as nft lists it; None: nothing is remembered."""
-        command = ["nsenter", f"--net={self.space.path}", "nft", "list", "map", "inet", "test", "sticky"]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found = re.search(r"expires (?:(\d+)s)?(?:(\d+)ms)?", text)
+        found = re.search(
+            r"expires (?:(\d+)s)?(?:(\d+)ms)?", self.nft("list", "map", "inet", "test", "sticky")
+        )
         return int(found[1] or 0) * 1000 + int(found[2] or 0) if found else None
 
     def client(self, protocol: int = UDP, version: int = 4) -> socket.socket:
@@ -243,6 +247,18 @@ class TestAffinity:
         (second,) = set(self.choices(pod, version, left, 10))
         pod.apply(self.table(version, range(first, first + 8)))
         assert set(self.choices(pod, version, range(first, first + 8), 5)) == {second} != {first}
+
+    def test_the_mark_of_a_packet_stays(self, pod: Stage, version: int) -> None:
+        """Rules with a memory take it for a moment."""
+        rules = "add table inet own; add chain inet own out { type filter hook output priority 0; }"
+        pod.nft(f"{rules}; add rule inet own out meta mark 7 udp dport 8001 counter")
+        pod.apply(self.table(version, range(8001, 8002)))
+        server = pod.server((NODES[version][0], 8001))
+        for _ in range(3):
+            client = pod.client(UDP, version)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
+            assert meets(client, (SERVICE[version], 80), [server]) == 0
+        assert "counter packets 3 " in pod.nft("list", "chain", "inet", "own", "out")
 
     def test_it_is_remembered_for_its_time(self, pod: Stage, version: int) -> None:
         ports = range(8001, 8008)
