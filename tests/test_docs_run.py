@@ -21,6 +21,7 @@ NOT_RUN: Mapping[str, str] = {
     "${EDITOR:-vi} manifests/overlays/default-network/kustomization.yaml": "a person writes there",
     "kubectl apply -f manifests/examples/one-vf.yaml": "hw_tests/test_examples.py runs the pod",
     "kubectl delete -k manifests/overlays/default-network": _CLUSTER,
+    "ip netns exec NETNS nft list table inet sriov_underlay": "tests/netns/test_in_pod_services.py reads it so",
 }
 # By how they begin.
 NOT_RUN_SUCH: Mapping[str, str] = {
@@ -51,6 +52,8 @@ def run_by(command: Command) -> str | None:
             return "tests/test_docs_vf_manager.py"
         case "docs/device-plugin.md" if of_sriovctl and command.section == "explain and validate":
             return "tests/test_migration.py"
+        case "docs/services-and-policy.md" if command.text.startswith("sriovctl trace "):
+            return "tests/netns/test_in_pod_services.py"
         case page if command.section in walk.WAY.get(page, ()):
             return "hw_tests/test_strangers_path.py"
         case _:
