@@ -21,7 +21,7 @@ NOT_RUN: Mapping[str, str] = {
     "${EDITOR:-vi} manifests/overlays/default-network/kustomization.yaml": "a person writes there",
     "kubectl apply -f manifests/examples/one-vf.yaml": "hw_tests/test_examples.py runs the pod",
     "kubectl delete -k manifests/overlays/default-network": _CLUSTER,
-    "ip netns exec NETNS nft list table inet sriov_underlay": "tests/netns/test_in_pod_services.py reads it so",
+    "ip netns exec NETNS nft list table inet sriov_underlay": "tests/netns/test_in_pod_services.py does",
 }
 # By how they begin.
 NOT_RUN_SUCH: Mapping[str, str] = {

@@ -177,7 +177,7 @@ def test_to_an_endpoint_of_an_affine_service_one_may_come_back(objects: Objects)
                 one.timeout_s
                 for rule in chain.rules
                 for one in rule
-                if isinstance(one, Dnat | DnatRemembered)
+                if isinstance(one, DnatRemembered) or (isinstance(one, Dnat) and one.remember)
             }
             assert times == {int(match[1])}
 

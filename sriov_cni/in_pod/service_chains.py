@@ -119,12 +119,16 @@ def source_elements(family: Family, sources: tuple[str, ...]) -> Elements:
 
 @lru_cache(maxsize=4096)
 def pick_chain(family: Family, count: int, affinity_s: int | None) -> Chain:
+    """A packet may meet the rules of before with the endpoints of after, and so draw one that is gone: the
+    first is always there."""
     key, random, endpoints = family.key, (*family.key, Random(count)), f"endpoints{family.digit}"
+    first = (Dnat(family.number, (*family.key, Random(1)), endpoints),)
     if affinity_s is None:
-        return Chain(((Dnat(family.number, random, endpoints),),))
+        one_of = (Dnat(family.number, random, endpoints),)
+        return Chain((one_of, first) if count > 1 else (one_of,))
     remember, live = f"sticky{family.digit}", f"sticky_live{family.digit}"
     again = DnatRemembered(family.number, key, remember, live, affinity_s)
-    return Chain(((again,), (Dnat(family.number, random, endpoints, remember, affinity_s),)))
+    return Chain(((again,), (Dnat(family.number, random, endpoints, remember, affinity_s),), first))
 
 
 @lru_cache(maxsize=1024)
