@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 
 from node_agent.config import KubernetesConfig
-from tests.watch_cache import RESOURCES, Dropped, Object, Refused, WatchCache
+from tests.watch_cache import RESOURCES, Dropped, Lines, Object, Refused, WatchCache
 
 RBAC = Path(__file__).parent.parent / "manifests/base/rbac.yaml"
 _PATH = re.compile(
@@ -145,7 +145,7 @@ class ApiDouble:
         length = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(length)) if length else None
         self.gate.wait()
-        answer: Object | Iterator[bytes]
+        answer: Object | Lines
         try:
             with self._guard:
                 status, answer = 200, self._answer(request, body)
@@ -156,16 +156,12 @@ class ApiDouble:
         if self.retry_after_s is not None:
             request.send_header("Retry-After", str(self.retry_after_s))
         if isinstance(answer, dict):
-            encoded = json.dumps(answer).encode()
-            request.send_header("Content-Length", str(len(encoded)))
-            request.end_headers()
-            request.wfile.write(encoded)
+            _send(request, json.dumps(answer).encode())
         else:
-            request.send_header("Transfer-Encoding", "chunked")
-            request.end_headers()
-            _send_chunks(request, answer)
+            with contextlib.closing(answer):
+                _send_chunks(request, answer)
 
-    def _answer(self, request: BaseHTTPRequestHandler, body: Any) -> Object | Iterator[bytes]:
+    def _answer(self, request: BaseHTTPRequestHandler, body: Any) -> Object | Lines:
         if self.status is not None:
             raise Refused(self.status, "as the test wants it")
         path, query = urlsplit(request.path).path, dict(parse_qsl(urlsplit(request.path).query))
@@ -281,7 +277,15 @@ def _is_there(request: BaseHTTPRequestHandler) -> bool:
     return not readable
 
 
+def _send(request: BaseHTTPRequestHandler, body: bytes) -> None:
+    request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+
+
 def _send_chunks(request: BaseHTTPRequestHandler, chunks: Iterator[bytes]) -> None:
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
     try:
         for chunk in chunks:
             request.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))

@@ -11,20 +11,23 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 Object = dict[str, Any]
 Query = Mapping[str, str]
 
-RESOURCES = {
-    ("", "services"): "v1",
-    ("", "pods"): "v1",
-    ("", "namespaces"): "v1",
-    ("", "nodes"): "v1",
-    ("discovery.k8s.io", "endpointslices"): "discovery.k8s.io/v1",
-    ("networking.k8s.io", "networkpolicies"): "networking.k8s.io/v1",
-}
+RESOURCES = frozenset(  # group, resource
+    {
+        ("", "services"),
+        ("", "pods"),
+        ("", "namespaces"),
+        ("", "nodes"),
+        ("discovery.k8s.io", "endpointslices"),
+        ("networking.k8s.io", "networkpolicies"),
+    }
+)
+Lines = Generator[bytes, None, None]
 _LOOK_S = 0.02
 
 
@@ -125,24 +128,28 @@ class WatchCache:
                 metadata |= {"continue": token, "remainingItemCount": len(rest[limit:])}
             return {"kind": "List", "metadata": metadata, "items": rest[:limit]}
 
-    def watch(self, resource: str, query: Query, is_wanted: Callable[[], bool]) -> Iterator[bytes]:
-        """Lines, each with its end. Raises Dropped; Refused before the first one."""
+    def watch(self, resource: str, query: Query, is_wanted: Callable[[], bool]) -> Lines:
+        """Lines, each with its end, until it is closed. Raises Dropped; Refused before the first one."""
         since = int(query.get("resourceVersion") or self.version)
         with self._moved:
             if since < self._forgotten:
                 gone = Refused(410, f"too old resource version: {since} ({self._forgotten})")
                 if not self.says_gone_late:
                     raise gone
-                return iter([_line("ERROR", {"kind": "Status", "code": 410, "message": str(gone)})])
+                said = _line("ERROR", {"kind": "Status", "code": 410, "message": str(gone)})
+                return (line for line in [said])
             past = [change for change in self._history if change.resource == resource]
             first = next((i for i, change in enumerate(past) if change.version > since), len(past))
             watcher = _Watcher(resource, past[max(0, first - self.replay) :])
             self._watchers.append(watcher)
-        return self._serve(watcher, query, is_wanted)
+        lines = self._serve(watcher, query, is_wanted)
+        next(lines)  # from here on its end is noticed, also before the first line
+        return lines
 
-    def _serve(self, watcher: _Watcher, query: Query, is_wanted: Callable[[], bool]) -> Iterator[bytes]:
+    def _serve(self, watcher: _Watcher, query: Query, is_wanted: Callable[[], bool]) -> Lines:
         until = time.monotonic() + int(query["timeoutSeconds"]) if self.keeps_time else math.inf
         try:
+            yield b""
             while True:
                 with self._moved:
                     due, watcher.due = watcher.due, deque()
