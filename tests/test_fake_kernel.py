@@ -6,6 +6,7 @@ import pytest
 
 from tests.fake_kernel import FakeKernel
 from tests.kernel_contract import KernelContract, Space, VfContract
+from tests.nft_contract import NftContract
 from vf_manager.kernel.api import LinkChange, RouteSpec
 from vf_manager.model import IfName, PciAddress
 
@@ -45,6 +46,12 @@ class TestVf(VfContract):
     @pytest.fixture
     def world(self) -> FakeVfWorld:
         return FakeVfWorld()
+
+
+class TestNft(NftContract):
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        return FakeWorld(FakeKernel(), "spare0")
 
 
 def test_a_snapshot_sees_every_change() -> None:

@@ -273,10 +273,11 @@ class Kernel(Protocol):
         5.4)."""
 
     def apply_nft(self, netns: NetnsHandle, before: Table | None, after: Table) -> None:
-        """One transaction: the table is `after` then, or nothing has changed. `before`: what it is, of the
-        same name. If it is not, this may be refused, by ENOENT, EEXIST or EBUSY. None: whatever is there
-        under this name is replaced. What rules have put into dynamic sets stays either way, where a set of
-        that name and types is still wanted. No other table is touched."""
+        """At one moment the table becomes `after`; if that is refused it is as before, save for chains and
+        sets that no rule leads to. `before`: what it is, of the same name. If it is not, this may be refused,
+        by ENOENT, EEXIST or EBUSY. None: whatever is there under this name is replaced. What rules have put
+        into dynamic sets stays either way, where a set of that name and types is still wanted. No other table
+        is touched."""
 
     def delete_nft_table(self, netns: NetnsHandle, name: str) -> None:
         """One that is not there is no error."""

@@ -20,10 +20,8 @@ _REQUEST, _MULTI, _ACK, _DUMP_INTR, _DUMP = 0x1, 0x2, 0x4, 0x10, 0x300
 _CAPPED, _ACK_TLVS = 0x100, 0x200
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 270, 10, 11, 12
-_MSG_TRUNC, _MSG_DONTWAIT = (
-    int(socket.MSG_TRUNC),
-    int(socket.MSG_DONTWAIT),
-)  # a flag of `socket` is an enum, slow to compute with
+_MSG_TRUNC = int(socket.MSG_TRUNC)  # a flag of `socket` is an enum, slow to compute with
+_MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 BUFFER_SIZE = (
     128 * 1024
 )  # a link with its VFs is one message, and its list of VFs one attribute: 64 KiB at most
@@ -117,8 +115,8 @@ class Netlink:
                     raise BatchRefusal(e.code, e.said, index) from None
 
     def _make_room(self, size: int) -> None:
-        """The kernel refuses a datagram that is longer than the buffer for sending (EMSGSIZE), of which it
-        takes some for itself, and what it hands out is twice what was asked for (man 7 socket)."""
+        """A datagram longer than the buffer for sending is refused (EMSGSIZE). The kernel doubles what it is
+        asked for (man 7 socket), which leaves room for what it needs itself."""
         if size > _SEND_BUFFER:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
 

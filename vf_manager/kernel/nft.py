@@ -127,7 +127,8 @@ class DnatRemembered(msgspec.Struct, frozen=True):
 
 
 class Reject(msgspec.Struct, frozen=True):
-    """`reject with icmpx port-unreachable`, or `reject with tcp reset`."""
+    """`reject with icmpx port-unreachable`, or `reject with tcp reset`. A datagram that the pod itself sends
+    is refused by EPERM, and by ECONNREFUSED after that; a connection at once only by the reset."""
 
     tcp_reset: bool = False
 

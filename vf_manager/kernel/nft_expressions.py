@@ -2,7 +2,7 @@
 
 Numbers and attributes: include/uapi/linux/netfilter/nf_tables.h; what an expression does:
 net/netfilter/nft_*.c. All of them are in Linux 5.10; the youngest are nat in family inet (5.2) and `delete`
-of dynset (5.4).
+of dynset (5.4). An expression's attributes stand here by their numbers in its enum nft_*_attributes.
 """
 
 import socket
@@ -196,7 +196,7 @@ def _lookup_for_more(name: str, chosen: int, family: int) -> Iterator[bytes]:
     """As `_lookup`, of an address and a port that are a part of a key or a value later. To the kernel all the
     rest is nothing: what is loaded first is overwritten, and the packet has its mark again. But nft does not
     know how long it is what a map gives, and dies of an assertion when it lists a rule that goes on with it
-    (netlink_parse_concat_expr, seen with 1.0.6, still so in 2025); how long a mark is it knows."""
+    (netlink_parse_concat_expr, seen with 1.0.6); how long a mark is it knows."""
     port = chosen + _ADDRESS_LENGTH[family] // 4
     mark = port + 1
     if family == socket.AF_INET6:

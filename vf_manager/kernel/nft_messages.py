@@ -1,4 +1,4 @@
-"""Pure: an nftables table, or what changes of one, as the messages of one transaction.
+"""Pure: an nftables table, or what changes of one, as the messages of transactions.
 
 The kernel does all of a transaction or nothing (net/netfilter/nf_tables_api.c), and looks at its messages in
 order: whatever is referred to is there before, and is gone after what refers to it. Packets are judged by the
@@ -7,6 +7,7 @@ old rules or by the new ones; between them is no moment without.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE = (SUBSYSTEM
 DELRULE, NEWSET, GETSET, DELSET, NEWSETELEM, _, DELSETELEM = (SUBSYSTEM << 8 | n for n in range(8, 15))
 _FAMILY = b"\x01\0\0\0"  # struct nfgenmsg: NFPROTO_INET, version, resource
 _CREATE, _NEW, _APPEND = 0x400, 0x400 | 0x200, 0x400 | 0x800
-_TABLE, _NAME = 1, 2
+_TABLE, _TABLE_FLAGS, _NAME = 1, 2, 2
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 3, 4, 5, 7, 1, 2
 _RULE_EXPRESSIONS, _ELEMENTS = 4, 3
 _ACCEPT = 1
@@ -80,7 +81,8 @@ def create(table: Table, memo: Memo, found: Found | None = None) -> Messages:
     with its elements, and so the table is taken apart, not deleted: what was remembered outlives a restart
     of the agent."""
     writer = _Writer(table.name, memo)
-    messages = [writer.message(NEWTABLE, _CREATE, b"", f"add table {table.name}")]
+    active = attributes.pack_be32(_TABLE_FLAGS, 0)  # not NFT_TABLE_F_DORMANT, if it was
+    messages = [writer.message(NEWTABLE, _CREATE, active, f"add table {table.name}")]
     kept: set[str] = set()
     if found is not None:
         wanted = {name: shape_of(elements) for name, elements in table.sets.items() if elements.dynamic}
@@ -98,9 +100,31 @@ def create(table: Table, memo: Memo, found: Found | None = None) -> Messages:
     return tuple(messages)
 
 
-def change(old: Table, new: Table, memo: Memo) -> Messages:
-    """What makes `new` of `old`, which has the same name. (): nothing differs. A chain whose rules differ is
-    refilled; a set of another shape, and a chain of another base, is made anew."""
+def change(old: Table, new: Table, memo: Memo) -> tuple[Messages, ...]:
+    """What makes `new` of `old`, which has the same name: no transaction, one or two. A chain whose rules
+    differ is refilled; a set of another shape, and a chain of another base, is made anew.
+
+    In the first of two are new chains to which nothing leads yet. A packet that is on its way through the
+    rules while the second is done sees the old rules, but the new elements (nft_do_chain and nft_lookup_eval
+    each look for themselves which generation it is): a chain that an element leads it to has to be there."""
+    steps = (old, _with_chains_ahead(old, new), new)
+    return tuple(filter(None, (_transaction(a, b, memo) for a, b in pairwise(steps))))
+
+
+def _with_chains_ahead(old: Table, new: Table) -> Table:
+    """`old`, if something is made anew: then rules may not fit before that."""
+    ahead = {n: chain for n, chain in new.chains.items() if n not in old.chains and chain.base is None}
+    anew = any(n in new.sets and shape_of(one) != shape_of(new.sets[n]) for n, one in old.sets.items())
+    if (
+        not ahead
+        or anew
+        or any(n in new.chains and c.base != new.chains[n].base for n, c in old.chains.items())
+    ):
+        return old
+    return Table(old.name, {**new.sets, **old.sets}, {**old.chains, **ahead})
+
+
+def _transaction(old: Table, new: Table, memo: Memo) -> Messages:
     writer = _Writer(new.name, memo)
     sets = _Parts.of(old.sets, new.sets, lambda a, b: shape_of(a) == shape_of(b))
     chains = _Parts.of(old.chains, new.chains, lambda a, b: a.base == b.base)
@@ -224,7 +248,8 @@ class _Writer:
         for number, piece in pack_entries(elements, entries):
             body = attributes.pack_text(_NAME, name) + attributes.pack_nested(_ELEMENTS, piece)
             where = "to" if kind == NEWSETELEM else "from"
-            what = f"{verb} {number} elements {where} {_kind(elements)} {name}"
+            many = f"{number} elements" if number > 1 else "an element"
+            what = f"{verb} {many} {where} {_kind(elements)} {name}"
             yield self.message(kind, flags, body, what)
 
     def _rules(self, name: str, chain: Chain) -> Iterator[Message]:

@@ -15,12 +15,11 @@ from vf_manager.kernel.nft import Elements, Type, Verdict
 from vf_manager.kernel.nft_expressions import pack_value, pack_verdict
 
 _FLAGS, _KEY_TYPE, _KEY_LEN, _DATA_TYPE, _DATA_LEN = 3, 4, 5, 6, 7
-_DESC, _ID, _GC_INTERVAL, _USERDATA, _DESC_SIZE = 9, 10, 12, 13, 1
+_ID, _GC_INTERVAL, _USERDATA = 10, 12, 13
 _INTERVAL, _MAP, _TIMEOUT, _EVAL = 0x4, 0x8, 0x10, 0x20
 _VERDICT_TYPE = 0xFFFFFF00
 _LIST_ELEM, _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _INTERVAL_END = 1, 1, 2, 3, 1
 _ELEMENTS_ROOM = 0xFFFF - 4  # an attribute tells its length in 16 bits
-_DYNAMIC_SIZE = 65535
 _GC_INTERVAL_MS = 60_000
 _TYPES = {
     Type.IPV4_ADDR: (7, 4),
@@ -63,7 +62,8 @@ def shape_of(elements: Elements) -> Shape:
 
 def pack_shape(elements: Elements) -> bytes:
     """What NEWSET has besides the names. An id is asked for, and needed for sets without a name alone. What
-    has timed out is not found any more; that it is thrown away can wait."""
+    has timed out is not found any more; that it is thrown away can wait. No size is said: a dynamic set holds
+    65535 elements then (nft_dynset_init), and has not the memory for them from the beginning."""
     shape = shape_of(elements)
     body = attributes.pack_be32(_FLAGS, shape.flags)
     body += attributes.pack_be32(_KEY_TYPE, shape.key_type) + attributes.pack_be32(_KEY_LEN, shape.key_length)
@@ -74,7 +74,6 @@ def pack_shape(elements: Elements) -> bytes:
     if elements.key in _IN_HOST_ORDER:
         body += attributes.pack(_USERDATA, _HOST_ORDER)
     if elements.dynamic:
-        body += attributes.pack_nested(_DESC, attributes.pack_be32(_DESC_SIZE, _DYNAMIC_SIZE))
         body += attributes.pack_be32(_GC_INTERVAL, _GC_INTERVAL_MS)
     return body
 

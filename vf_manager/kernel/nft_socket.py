@@ -16,7 +16,7 @@ from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netlink import BatchRefusal, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns
 from vf_manager.kernel.nft import Table
-from vf_manager.kernel.nft_messages import Found, Memo, Message
+from vf_manager.kernel.nft_messages import Found, Memo, Message, Messages
 from vf_manager.kernel.nft_sets import read_shape
 
 NETLINK_NETFILTER = 12
@@ -98,15 +98,29 @@ def inside(netns: Netns, ask: Callable[[Nft], Answer], meter: Meter) -> Answer:
 def apply_table(netns: Netns, before: Table | None, after: Table, memo: Memo, meter: Meter) -> None:
     """`before` None: whatever is there under this name is replaced."""
     if before is not None:
-        messages = nft_messages.change(before, after, memo)
-        if messages:
-            inside(netns, lambda nft: nft.apply(after.name, messages), meter)
-        return
+        transactions = nft_messages.change(before, after, memo)
+        if transactions:
+            inside(netns, lambda nft: _change(nft, after.name, transactions), meter)
+    else:
+        inside(netns, lambda nft: _replace(nft, after, memo), meter)
 
-    def replace(nft: Nft) -> None:
-        nft.apply(after.name, nft_messages.create(after, memo, nft.find(after.name)))
 
-    inside(netns, replace, meter)
+def _change(nft: Nft, table: str, transactions: Sequence[Messages]) -> None:
+    for messages in transactions:
+        nft.apply(table, messages)
+
+
+def _replace(nft: Nft, table: Table, memo: Memo) -> None:
+    """What else somebody has put into it may not be such as can be taken apart; then what was remembered is
+    lost with the rest."""
+    found = nft.find(table.name)
+    try:
+        nft.apply(table.name, nft_messages.create(table, memo, found))
+    except KernelError:
+        if found is None:
+            raise
+        messages = nft_messages.delete(table.name), *nft_messages.create(table, memo)
+        nft.apply(table.name, messages)
 
 
 def delete_table(netns: Netns, name: str, meter: Meter) -> None:
