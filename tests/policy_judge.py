@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sriov_cni.in_pod.model import Direction, PodPolicy
 from sriov_cni.in_pod.objects import Proto
 from sriov_cni.in_pod.policies import PolicyCompiler
-from sriov_cni.in_pod.render_policy import POLICY_IFS, PolicyRenderer
+from sriov_cni.in_pod.render_policy import POLICY_IFS, PolicyParts, PolicyRenderer
 from sriov_cni.in_pod.trace_policy import trace_policy
 from tests import policy_world
 from tests.nft_evaluator import passes
@@ -56,19 +56,15 @@ class Judge:
         self.node = frozenset(a.address for a in cluster.node.status.addresses)
         self.renderer: PolicyRenderer = PolicyRenderer(self.node, previous.renderer if previous else None)
         self.policies: dict[str, PodPolicy] = {}
-        self.tables: dict[str, Table] = {}
+        self.parts: dict[str, PolicyParts] = {}
         for pod in cluster.pods.values():
             if pod.spec.host_network or pod.status.phase != "Running":
                 continue
             policy = self.compiler.compile(pod)
-            table = self._table(policy)
+            parts = self.renderer.render(policy)
             for ip in pod.status.pod_ips:
-                self.policies[ip.ip], self.tables[ip.ip] = policy, table
-
-    def _table(self, policy: PodPolicy) -> Table:
-        parts = self.renderer.render(policy)
-        interfaces = Elements(key=(Type.IFNAME,), entries={_NET1: b""})
-        return Table(TABLE, {**parts.sets, POLICY_IFS: interfaces}, parts.chains)
+                self.policies[ip.ip], self.parts[ip.ip] = policy, parts
+        self._tables = {address: table_of(parts) for address, parts in self.parts.items()}
 
     def by_model(self, q: Question) -> bool:
         return self._traced(q, Direction.EGRESS, q.source, q.destination) and (
@@ -83,8 +79,14 @@ class Judge:
     def by_rules(self, q: Question) -> bool:
         empty = Table("none")
         packet = _packet(q)
-        out = passes(self.tables.get(q.source, empty), Hook.POSTROUTING, packet)
-        return out and passes(self.tables.get(q.destination, empty), Hook.INPUT, packet)
+        out = passes(self._tables.get(q.source, empty), Hook.POSTROUTING, packet)
+        return out and passes(self._tables.get(q.destination, empty), Hook.INPUT, packet)
+
+
+def table_of(parts: PolicyParts) -> Table:
+    """Whose interface is `net1`."""
+    interfaces = Elements(key=(Type.IFNAME,), entries={_NET1: b""})
+    return Table(TABLE, {**parts.sets, POLICY_IFS: interfaces}, parts.chains)
 
 
 def _packet(q: Question) -> dict[Field, bytes]:

@@ -132,6 +132,14 @@ class TestChanges:
             "add an element to map endpoints",
         ]
 
+    def test_a_set_of_ranges_is_there_before_a_rule_names_it(self) -> None:
+        old = filter_table(INPUT, (ACCEPT,))
+        rule = (In((Field.SADDR4,), "peers"), ACCEPT)
+        new = filter_table(INPUT, rule, sets={"peers": ranges({"10.0.0.0": "10.0.0.255"})})
+        ahead, then = change(old, new, Memo())
+        assert words(ahead) == ["add set peers", "add an element to set peers"]
+        assert words(then) == ["delete the rules of chain base", "add rule 1 of chain base"]
+
     def test_chains_are_not_ahead_of_a_set_that_is_made_anew(self) -> None:
         """They may name it."""
         old = service_table({AT: [("10.1.0.1", 8080)]}, sticky_s=10)

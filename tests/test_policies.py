@@ -1,5 +1,6 @@
 """Policies of pods by example: what is not understood, what is shared, what rules look like."""
 
+from textwrap import dedent
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import yaml
 from sriov_cni.in_pod.model import Allow, Direction, IpRange, Peers, PodPolicy, PortRange
 from sriov_cni.in_pod.objects import Cluster, Pod, Proto
 from sriov_cni.in_pod.policies import PolicyCompiler, compile_policy
+from sriov_cni.in_pod.policy_steps import step_between
 from sriov_cni.in_pod.render_policy import PolicyParts, PolicyRenderer
 from sriov_cni.in_pod.trace_policy import Passage, trace_policy
 from tests import policy_world
@@ -210,6 +212,44 @@ def test_sets_that_stay_the_same_are_the_same_object() -> None:
     old = renderer.render(compile_policy(known, known.pods["x/a"]))
     later = PolicyRenderer(["10.0.0.1"], renderer).render(compile_policy(known, known.pods["x/b"]))
     assert all(later.sets[name] is old.sets[name] for name in old.sets)
+
+
+# -- from one to the next
+
+_FROM_B_OR_C = """
+    x/p:
+      podSelector: {}
+      ingress:
+      - {from: [{namespaceSelector: {}, podSelector: {matchLabels: {pod: b}}}]}
+      - {from: [{namespaceSelector: {}, podSelector: {matchLabels: {pod: c}}}], ports: [{port: 80}]}
+    """
+
+
+def parts_after(*changes: str) -> PolicyParts:
+    known = cluster("\n---\n".join((dedent(_FROM_B_OR_C), *changes)))
+    return PolicyRenderer([]).render(compile_policy(known, known.pods["x/a"]))
+
+
+def test_an_address_that_moves_is_in_both_sets_for_a_moment() -> None:
+    old, new = parts_after(), parts_after("Pod y/b: {metadata: {labels: {pod: c}}}")
+    between = step_between(old, new)
+    assert between is not None
+    assert between.chains == new.chains
+    for name, elements in between.sets.items():
+        assert elements.entries.keys() == old.sets[name].entries.keys() | new.sets[name].entries.keys()
+    assert sum(len(elements.entries) for elements in between.sets.values()) == 14
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "Pod y/b: {metadata: {labels: {}}}",  # it goes
+        "Pod y/a: {metadata: {labels: {pod: b}}}",  # it comes
+        "Pod y/b: {metadata: {labels: {pod: c}}}\nNetworkPolicy x/q: {spec: {ingress: [{}]}}",
+    ],
+)
+def test_all_else_is_one_step(change: str) -> None:
+    assert step_between(parts_after(), parts_after(change)) is None
 
 
 # -- rules

@@ -1,11 +1,13 @@
 """Nine pods with the rules of their policies in force, as namespaces on one segment."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
+from sriov_cni.in_pod.policy_steps import step_between
+from sriov_cni.in_pod.render_policy import PolicyParts
 from tests import policy_world
 from tests.netns.segment import Segment
-from tests.policy_judge import TABLE, Judge, State
+from tests.policy_judge import TABLE, Judge, State, table_of
 from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netns import Netns
 from vf_manager.kernel.nft import Chain, Elements, Table
@@ -18,34 +20,38 @@ class Cluster:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
+        self._parts: dict[str, PolicyParts] = {}
         self._tables: dict[str, Table] = {}
         self._memo = Memo()
         self._judge: Judge | None = None
 
     def become(self, state: State) -> None:
         self._judge = judge = Judge(state, self._judge)
-        for address, space in self.segment.spaces.items():
-            old, new = self._tables.pop(address, None), judge.tables.get(address)
-            netns = Netns(space.fd)
-            try:
-                if new is not None:
-                    apply_table(netns, old, new, self._memo, Meter())
-                    self._tables[address] = new
-                elif old is not None:
-                    delete_table(netns, TABLE, Meter())
-            finally:
-                netns.close()
+        for address in self.segment.spaces:
+            old, new = self._parts.pop(address, None), judge.parts.get(address)
+            if new is not None:
+                self._parts[address] = new
+                between = step_between(old, new) if old else None
+                for parts in filter(None, (between, new)):
+                    self._put(address, table_of(parts))
+            elif old is not None:
+                self._delete(address)
 
-    def put(self, address: str, endpoints: Elements, services: Chain) -> None:
+    def add_service(self, address: str, endpoints: Elements, services: Chain) -> None:
         """Into the table of that pod, besides its policy, until the next state."""
         old = self._tables[address]
-        new = Table(TABLE, {**old.sets, "endpoints4": endpoints}, {**old.chains, "services": services})
-        netns = Netns(self.segment.spaces[address].fd)
-        try:
-            apply_table(netns, old, new, self._memo, Meter())
-        finally:
-            netns.close()
-        self._tables[address] = new
+        sets, chains = {**old.sets, "endpoints4": endpoints}, {**old.chains, "services": services}
+        self._put(address, Table(TABLE, sets, chains))
+
+    def _put(self, address: str, table: Table) -> None:
+        with closing(Netns(self.segment.spaces[address].fd)) as netns:
+            apply_table(netns, self._tables.get(address), table, self._memo, Meter())
+        self._tables[address] = table
+
+    def _delete(self, address: str) -> None:
+        with closing(Netns(self.segment.spaces[address].fd)) as netns:
+            delete_table(netns, TABLE, Meter())
+        del self._tables[address]
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def test_egress_is_judged_when_a_service_is_translated(cluster: Cluster, peer: s
     """The policy is about the endpoint; the service's own address means nothing to it."""
     text = f"x/p: {{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{peer}]}}]}}"
     cluster.become(state_of(text))
-    cluster.put(X_A, *_service("10.96.0.10", 53, Y_A, 83))
+    cluster.add_service(X_A, *_service("10.96.0.10", 53, Y_A, 83))
     space = cluster.segment.space(X_A)
     ip("route", "replace", "10.96.0.10", "dev", "net1", space=space)
     with entered(cluster.segment.space(Y_A)):

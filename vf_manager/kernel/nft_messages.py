@@ -104,19 +104,22 @@ def change(old: Table, new: Table, memo: Memo) -> tuple[Messages, ...]:
     """What makes `new` of `old`, which has the same name: no transaction, one or two. A chain whose rules
     differ is refilled; a set of another shape, and a chain of another base, is made anew.
 
-    In the first of two are new chains to which nothing leads yet. A packet that is on its way through the
-    rules while the second is done sees the old rules, but the new elements (nft_do_chain and nft_lookup_eval
-    each look for themselves which generation it is): a chain that an element leads it to has to be there."""
-    steps = (old, _with_chains_ahead(old, new), new)
+    In the first of two is what is new and not in use yet. A packet that is on its way through the rules while
+    the second is done sees the old rules, but the new elements (nft_do_chain and nft_lookup_eval each look
+    for themselves which generation it is): a chain that an element leads it to has to be there. And new
+    rules see a set of ranges, for a moment, without those of its own transaction, which the kernel puts in
+    last of all (nf_tables_commit, nft_set_commit_update; seen with 6.18)."""
+    steps = (old, _with_new_ahead(old, new), new)
     return tuple(filter(None, (_transaction(a, b, memo) for a, b in pairwise(steps))))
 
 
-def _with_chains_ahead(old: Table, new: Table) -> Table:
+def _with_new_ahead(old: Table, new: Table) -> Table:
     """`old`, if something is made anew: then rules may not fit before that."""
     ahead = {n: chain for n, chain in new.chains.items() if n not in old.chains and chain.base is None}
     anew = any(n in new.sets and shape_of(one) != shape_of(new.sets[n]) for n, one in old.sets.items())
+    ranges = any(one.interval for name, one in new.sets.items() if name not in old.sets)
     if (
-        not ahead
+        not (ahead or ranges)
         or anew
         or any(n in new.chains and c.base != new.chains[n].base for n, c in old.chains.items())
     ):
