@@ -22,7 +22,7 @@ from hw_tests.doctor import (
 )
 from hw_tests.faults import cable_pulled
 from hw_tests.nics import NET, PCI_DEVICES, host_address, ip, settle, wait_for_carrier, wait_until
-from hw_tests.runtime import EXECUTABLE, IFNAME, host_local, network
+from hw_tests.runtime import EXECUTABLE, IFNAME, host_local, network, wait_for_ping
 from node_agent.agent import ATTACHMENTS, SOCKET_NAME
 
 _OTHER_MAC = "02:00:00:00:cd:72"
@@ -324,13 +324,14 @@ def alone_on_a_vlan(ward: Ward) -> Iterator[None]:
     (driver / "bind").write_text(vf)
     settle()
     lonely = ward.stage.pod("lonely")
-    ward.stage.attach(lonely, _LONELY, vf)
+    address = ward.stage.attach(lonely, _LONELY, vf).address
     add_cluster_network(lonely)
     wait_until(lambda: "LOWER_UP" in lonely.links()[IFNAME]["flags"], "carrier of the VF", 15.0)
     subprocess.run(lonely.command("python3", "-c", _MANY_FRAMES), check=True)
     yield
     other, _ = ward.stage.attach_new("company", ward.kept, _LONELY)
     add_cluster_network(other)
+    wait_for_ping(other, address)
 
 
 FAULTS = (
