@@ -6,10 +6,10 @@ import pytest
 
 from hw_tests.nics import PCI_DEVICES, Nic, ip, ip_json, settle, wait_for_carrier, wait_until
 
-pytest.register_assert_rewrite("tests.kernel_contract")
+pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract")
 
-from tests.kernel_contract import VfContract  # noqa: E402 - its asserts are to tell what they compared
-from tests.netns.namespaces import LinuxWorld  # noqa: E402 - imports it too
+from tests.netns.namespaces import LinuxWorld  # noqa: E402 - its asserts are to tell what they compared
+from tests.vf_contract import VfContract  # noqa: E402 - so are its
 from vf_manager.model import PciAddress  # noqa: E402
 
 _NETDEV_TIMEOUT_S = 20.0

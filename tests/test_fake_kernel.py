@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from tests.fake_kernel import FakeKernel
-from tests.kernel_contract import KernelContract, Space, VfContract
+from tests.kernel_contract import KernelContract, Space
 from tests.nft_contract import NftContract
+from tests.vf_contract import VfContract
 from vf_manager.kernel.api import LinkChange, RouteSpec
 from vf_manager.model import IfName, PciAddress
 
