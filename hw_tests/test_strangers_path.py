@@ -56,13 +56,12 @@ def walk(ground: Playground, way: Sequence[Command | File]) -> Mapping[str, str]
 def type_in(ground: Playground, step: Command, **env: str) -> str:
     expected, deadline = expected_of(step.text), time.monotonic() + PATIENCE_S
     while True:
-        done = ground.run(with_names(step.text, NAMES), **env)
-        said = done.stdout + done.stderr
-        if done.returncode in expected.codes and re.search(expected.says, said, re.MULTILINE):
+        code, said = ground.run(with_names(step.text, NAMES), **env)
+        if code in expected.codes and re.search(expected.says, said, re.MULTILINE):
             return said
         if time.monotonic() > deadline or not expected.says:
             what = f"{step.page}, {step.section}: {step.text}"
-            pytest.fail(f"{what}\nended with {done.returncode}, not {expected}; it said\n{said}")
+            pytest.fail(f"{what}\nended with {code}, not {expected}; it said\n{said}")
 
 
 def traces() -> dict[str, list[str]]:
@@ -97,5 +96,5 @@ def test_the_first_page(ground: Playground, tmp_path: Path) -> None:
     for step in steps(README):
         assert isinstance(step, Command)
         type_in(ground, step, EDITOR=f"cp {tmp_path / 'config.yaml'}")
-    wait_until(lambda: "7 of 7 VFs" in ground.run("sriovctl vfs").stdout, "seven VFs", PATIENCE_S)
+    wait_until(lambda: "7 of 7 VFs" in ground.run("sriovctl vfs")[1], "seven VFs", PATIENCE_S)
     walk(ground, [step for step in steps(UPGRADE) if step.section == "Uninstall" and "POD" not in str(step)])

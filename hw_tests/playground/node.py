@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +52,23 @@ class Playground:
     pods: Pods
     neighbour: Pod
 
-    def run(self, command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """As a person types it, in the project's folder."""
-        return subprocess.run(
-            ["bash", "-c", command],
-            cwd=PROJECT,
-            env=environment() | env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_COMMAND_TIMEOUT_S,
-        )
+    def run(self, command: str, **env: str) -> tuple[int, str]:
+        """As a person types it, in the project's folder: the exit code, and all that it said."""
+        print(f"$ {command}", flush=True)
+        # Into a file: a pipe would be waited for until the agent that the command started has ended, too.
+        with tempfile.TemporaryFile("w+") as said:
+            code = subprocess.run(
+                ["bash", "-c", command],
+                cwd=PROJECT,
+                env=environment() | env,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=_COMMAND_TIMEOUT_S,
+            ).returncode
+            said.seek(0)
+            return code, said.read()
 
 
 def environment() -> dict[str, str]:
@@ -89,9 +96,9 @@ def playground(nics: tuple[Nic, ...]) -> Iterator[Playground]:
         _mount(containerd.folder)
         install()
         kubelet = stack.enter_context(StubKubelet(KUBELET_DIR))
+        stack.callback(_stop_agent)  # after the pods: it takes back their VFs
         cri = stack.enter_context(running_containerd(containerd))
         pods = Pods(cri, kubelet, FOLDER)
-        stack.callback(_stop_agent)
         stack.enter_context(serving(Kubectl(pods, socket.gethostname()).answer))
         yield Playground(pods, neighbour)
 
