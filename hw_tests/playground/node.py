@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hw_tests.containerd import REFERENCE_PLUGINS, Containerd, running_containerd
 from hw_tests.kustomize import MANIFESTS
-from hw_tests.nics import Nic, find_plain_nic, ip
+from hw_tests.nics import Nic, as_found, find_plain_nic, ip
 from hw_tests.playground.kubectl import Kubectl, serving
 from hw_tests.playground.pods import Pods
 from hw_tests.runtime import PROJECT, Pod
@@ -83,6 +83,7 @@ def playground(nics: tuple[Nic, ...]) -> Iterator[Playground]:
         raise RuntimeError("a playground needs the emulated machine: `make rig-shell`")
     with contextlib.ExitStack() as stack:
         for nic, name in zip(nics, PF_NAMES, strict=True):
+            stack.enter_context(as_found(nic))
             stack.enter_context(_renamed(nic, name))
         neighbour = stack.enter_context(_neighbour(find_plain_nic()))
         stack.callback(_clear)
@@ -141,7 +142,7 @@ def _mount(folder: Path) -> None:
 
 def install() -> None:
     """What `make install` does, but for the virtual environment: this machine has the packages already."""
-    (_PREFIX / "bin").mkdir(parents=True)
+    (_PREFIX / "bin").mkdir(parents=True, exist_ok=True)
     (_PREFIX / "pyvenv.cfg").touch()  # by which `make uninstall` knows that it is ours
     for name, module in _PROGRAMS.items():
         program = _PREFIX / "bin" / name
