@@ -154,6 +154,11 @@ def parse_config(text: str, node: str = "") -> AgentConfig:
     told on every node. Raises ConfigError."""
     try:
         raw = read_yaml(text)
+        if isinstance(raw, dict) and "resourceList" in raw:
+            raise ConfigError(
+                "resourceList: this is a config of sriov-network-device-plugin; sriov-agent and sriovctl take"
+                " such a file by --device-plugin-config"
+            )
         if wrong := tuple(_document_mistakes(raw)):
             raise ConfigError(*wrong)
         return _parse_document(for_node(raw, node))

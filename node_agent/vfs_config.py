@@ -84,10 +84,18 @@ def pf_policies(
         for rule in pool.pf_rules:
             pfs = [pf for pf in inventory.pfs if rule.names(pf)]
             if not pfs:
-                missing.append(f"{pool.key} {pool.name}: no SR-IOV PF is called {rule.name!r} on this node")
+                missing.append(
+                    f"{pool.key} {pool.name}: no SR-IOV PF is called {rule.name!r} on this node; there is"
+                    f" {_names(inventory)}"
+                )
             for pf in pfs:
                 wanted[pf.pci] = _merge(wanted.get(pf.pci), pf, rule, pool)
     return tuple(wanted[pci] for pci in sorted(wanted)), tuple(missing)
+
+
+def _names(inventory: Inventory) -> str:
+    """PFs that there are. One without a driver has no name of its own."""
+    return ", ".join(pf.netdev.name if pf.netdev else pf.pci for pf in inventory.pfs) or "none"
 
 
 def _merge(known: PfPolicy | None, pf: Pf, rule: PfRule, pool: PoolVfs) -> PfPolicy:

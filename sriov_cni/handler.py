@@ -18,7 +18,7 @@ from sriov_cni.messages import CniReply, CniRequest
 from sriov_cni.netconf import CniCall, parse_call, version_of
 from sriov_cni.pod_attach import PodAttacher
 from sriov_cni.spec import BadEnvironment, ErrorCode, code_of, error_json, render_result
-from vf_manager.errors import InvalidInput, SriovError
+from vf_manager.errors import InvalidInput, Refused, SriovError
 
 _REMEMBERED = 512
 
@@ -84,10 +84,13 @@ class CniHandler:
             return render_result(self._pods.add(call, wanted, netns_fd), call.conf.cni_version)
         if self._fallback is not None and self._fallback.has_list:
             return msgspec.json.encode(self._fallback.add(call, call.runtime_config, netns_fd))
-        pod = call.pod
-        who = f"pod {pod.namespace}/{pod.name} requests no VF" if pod else "the call names no pod"
+        if (pod := call.pod) is not None:
+            raise Refused(
+                f"pod {pod.namespace}/{pod.name} requests no VF, and the agent's config has no fallback for"
+                " such pods; nor does the network configuration name a VF by deviceID"
+            )
         ways = "the PCI address of a VF, a pod that requests one, or a fallback in the agent's config"
-        raise InvalidInput("deviceID", None, f"{ways} ({who})")
+        raise InvalidInput("deviceID", None, f"{ways} (the call names no pod)")
 
     def _delete(self, call: CniCall, netns_fd: int | None) -> None:
         assert call.ifname is not None

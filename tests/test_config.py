@@ -517,7 +517,7 @@ def test_two_pools_divide_the_vfs_of_a_pf() -> None:
 def test_a_name_that_no_pf_has_is_told() -> None:
     found, missing = policies("{name: a, select: {pfNames: [ens0, ens9]}, vfs: {count: 2}}")
     assert [policy.pf for policy in found] == [PF0]
-    assert missing == ("pools[0] a: no SR-IOV PF is called 'ens9' on this node",)
+    assert missing == ("pools[0] a: no SR-IOV PF is called 'ens9' on this node; there is ens0, ens1",)
 
 
 def test_two_counts_for_one_pf_conflict() -> None:
@@ -576,3 +576,8 @@ def test_the_same_wish_twice_is_no_conflict() -> None:
         '{name: b, select: {pfNames: ["ens0#2-5"]}, vfs: {count: 7}}',
     )
     assert [policy.count for policy in found] == [7]
+
+
+def test_a_config_of_the_established_plugin_is_known_as_one() -> None:
+    with pytest.raises(ConfigError, match="by --device-plugin-config"):
+        parse_config('{"resourceList": [{"resourceName": "fast", "selectors": {"pfNames": ["ens0"]}}]}')

@@ -13,11 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from node_agent import cli, main
+from tests.docs_console import Command, read_shown
 from tests.test_docs_links import PAGES
 
 PROJECT = Path(__file__).parent.parent
 
-_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`((?:make|sriovctl|sriov-agent) [^`]+)`")
 _TARGETS = re.findall(r"^([a-z][a-z-]*):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 _VARIABLES = re.findall(r"^([A-Z_]+) \?=", (PROJECT / "Makefile").read_text(), re.MULTILINE)
@@ -27,21 +27,20 @@ _PLACEHOLDER = re.compile(r"[A-Z_]+|\.\.\.|[a-z]+\|[a-z|]+")
 
 def commands() -> Iterator[object]:
     for page in PAGES:
-        text = page.read_text()
-        shown = [line for block in _CONSOLE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
-        typed = [line[2:] for line in shown if re.match(r"[$#] ", line)]
-        for command in [*typed, *_INLINE.findall(text)]:
+        shown = read_shown(str(page.relative_to(PROJECT)))
+        typed = [one.text for one in shown if isinstance(one, Command)]
+        for command in [*typed, *_INLINE.findall(page.read_text())]:
             words = words_of(command)
             if words and words[0] in CHECKS:
                 yield pytest.param(words, id=f"{page.name}: {' '.join(words)}")
 
 
 def words_of(command: str) -> list[str]:
-    """Without sudo, variables of the environment, the folder of the program and brackets of options."""
+    """Without sudo, variables of the environment and brackets of options."""
     words = shlex.split(command.replace("[", " ").replace("]", " "), comments=True)
     while words and (words[0] == "sudo" or re.match(r"[A-Z_]+=", words[0])):
         words = words[1:]
-    return [words[0].removeprefix("/opt/sriov-underlay/bin/"), *words[1:]] if words else []
+    return words
 
 
 def check_make(words: list[str]) -> None:

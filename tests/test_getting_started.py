@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from node_agent import cli
 from node_agent.config import parse_config
 from node_agent.config_source import CONFIG
+from tests.docs_console import File, read_shown
 from tests.fake_kernel import FakeKernel
 from tests.test_cli_plan import Sriovctl
 from vf_manager.model import PciAddress
@@ -16,7 +17,6 @@ from vf_manager.model import PciAddress
 PAGE = (Path(__file__).parent.parent / "docs/getting-started.md").read_text()
 
 _SESSION = re.compile(r"^```console\n(# sriovctl .*?)^```$", re.DOTALL | re.MULTILINE)
-_CONFIG = re.compile(rf"^```yaml\n(# {CONFIG}\n.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -25,8 +25,9 @@ def sriovctl(tmp_path: Path) -> Sriovctl:
     kernel.add_pf(PciAddress("0000:3b:00.0"), "ens1f0", total_vfs=16, driver="ice")
     kernel.add_pf(PciAddress("0000:3b:00.1"), "ens1f1", total_vfs=16, driver="ice")
     sriovctl = Sriovctl(tmp_path, kernel)
-    [config] = _CONFIG.findall(PAGE)
-    sriovctl.write(config)
+    shown = read_shown("docs/getting-started.md")
+    [config] = [one for one in shown if isinstance(one, File) and one.path == str(CONFIG)]
+    sriovctl.write(config.content)
     return sriovctl
 
 

@@ -135,7 +135,9 @@ class Installed:
 
     FOLDERS: ClassVar = {
         "PREFIX": "agent",
+        "BIN_DIR": "bin",
         "CNI_BIN": "cni",
+        "CONFIG_DIR": "config",
         "UNIT_DIR": "unit",
         "UDEV_DIR": "rules",
         "NETWORKD_DIR": "network",

@@ -10,13 +10,14 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hw_tests.containerd import REFERENCE_PLUGINS, Containerd, running_containerd
 from hw_tests.kustomize import MANIFESTS
-from hw_tests.nics import Nic, find_plain_nic, ip
+from hw_tests.nics import Nic, as_found, find_plain_nic, ip
 from hw_tests.playground.kubectl import Kubectl, serving
 from hw_tests.playground.pods import Pods
 from hw_tests.runtime import PROJECT, Pod
@@ -51,17 +52,23 @@ class Playground:
     pods: Pods
     neighbour: Pod
 
-    def run(self, command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """As a person types it, in the project's folder."""
-        return subprocess.run(
-            ["bash", "-c", command],
-            cwd=PROJECT,
-            env=environment() | env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_COMMAND_TIMEOUT_S,
-        )
+    def run(self, command: str, **env: str) -> tuple[int, str]:
+        """As a person types it, in the project's folder: the exit code, and all that it said."""
+        print(f"$ {command}", flush=True)
+        # Into a file: a pipe would be waited for until the agent that the command started has ended, too.
+        with tempfile.TemporaryFile("w+") as said:
+            code = subprocess.run(
+                ["bash", "-c", command],
+                cwd=PROJECT,
+                env=environment() | env,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=_COMMAND_TIMEOUT_S,
+            ).returncode
+            said.seek(0)
+            return code, said.read()
 
 
 def environment() -> dict[str, str]:
@@ -76,6 +83,7 @@ def playground(nics: tuple[Nic, ...]) -> Iterator[Playground]:
         raise RuntimeError("a playground needs the emulated machine: `make rig-shell`")
     with contextlib.ExitStack() as stack:
         for nic, name in zip(nics, PF_NAMES, strict=True):
+            stack.enter_context(as_found(nic))
             stack.enter_context(_renamed(nic, name))
         neighbour = stack.enter_context(_neighbour(find_plain_nic()))
         stack.callback(_clear)
@@ -89,9 +97,9 @@ def playground(nics: tuple[Nic, ...]) -> Iterator[Playground]:
         _mount(containerd.folder)
         install()
         kubelet = stack.enter_context(StubKubelet(KUBELET_DIR))
+        stack.callback(_stop_agent)  # after the pods: it takes back their VFs
         cri = stack.enter_context(running_containerd(containerd))
         pods = Pods(cri, kubelet, FOLDER)
-        stack.callback(_stop_agent)
         stack.enter_context(serving(Kubectl(pods, socket.gethostname()).answer))
         yield Playground(pods, neighbour)
 
@@ -134,7 +142,7 @@ def _mount(folder: Path) -> None:
 
 def install() -> None:
     """What `make install` does, but for the virtual environment: this machine has the packages already."""
-    (_PREFIX / "bin").mkdir(parents=True)
+    (_PREFIX / "bin").mkdir(parents=True, exist_ok=True)
     (_PREFIX / "pyvenv.cfg").touch()  # by which `make uninstall` knows that it is ours
     for name, module in _PROGRAMS.items():
         program = _PREFIX / "bin" / name

@@ -59,6 +59,7 @@ EXPECTED = (
     Expected("sriovctl doctor", says="Nothing is wrong"),
     Expected("kubectl get nodes -o jsonpath", says='"sriov-underlay.io/fast":"4"'),
     Expected("kubectl get pod trainer", says=r"1/1 +Running +192\.168\.50\.2\d\d"),
+    Expected("kubectl delete pod", says="deleted"),
     Expected("kubectl exec trainer -- ip", says=r"parentdev 0000:\w\w:\w\w\.\d"),
     Expected("kubectl exec trainer -- ping", says=" 0% packet loss"),
 )

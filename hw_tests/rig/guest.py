@@ -107,7 +107,7 @@ def _boot(base: BaseImage, disks: list[Path], work: Path, timeout_s: float, inte
             Channel("files", archive.write),
         ]
         terminal = Channel("terminal", _to_stdout, device="virtconsole")
-        keys = keyboard(terminal.send) if interactive else contextlib.nullcontext()
+        keys = keyboard(sys.stdin.fileno(), terminal.send) if interactive else contextlib.nullcontext()
         channels += [terminal] if interactive else []
         with Machine(base, disks, work / _INITRAMFS, console, channels) as machine, keys:
             ended, dead = _watch(machine, verdict, timeout_s)

@@ -20,9 +20,8 @@ def terminal_size() -> str:
 
 
 @contextlib.contextmanager
-def keyboard(send: Callable[[bytes], None]) -> Iterator[None]:
-    """Hand on all that is typed, Ctrl-C included, until the end of the context."""
-    keys = sys.stdin.fileno()
+def keyboard(keys: int, send: Callable[[bytes], None]) -> Iterator[None]:
+    """Hand on all that is typed there, Ctrl-C included, until the end of the context."""
     stopped, stop = os.pipe()
     thread = threading.Thread(target=_hand_on, args=(keys, stopped, send), name="rig-keyboard", daemon=True)
     with _raw(keys):
