@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from tests.fake_kernel import FakeKernel
+from tests.host_link_contract import VlanContract
 from tests.kernel_contract import KernelContract, Space, VfContract
 from vf_manager.kernel.api import LinkChange, RouteSpec
 from vf_manager.model import IfName, PciAddress
@@ -45,6 +46,14 @@ class TestVf(VfContract):
     @pytest.fixture
     def world(self) -> FakeVfWorld:
         return FakeVfWorld()
+
+
+class TestHostLinks(VlanContract):
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        kernel = FakeKernel()
+        kernel.add_link("spare0")
+        return FakeWorld(kernel, "spare0")
 
 
 def test_a_snapshot_sees_every_change() -> None:
