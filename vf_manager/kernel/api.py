@@ -49,8 +49,8 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
 class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One link with what ties it to its device. `vfs`: by VF index, empty unless asked for.
 
-    `kind`: "veth", "vlan", "bridge", ...; None: a driver's. `lower`: the ifindex of the link that a VLAN stands
-    on. `master`: that of the bridge or bond it is a port of.
+    `kind`: "veth", "vlan", "bridge", ...; None: a driver's. `lower`: the ifindex of the link that a VLAN
+    stands on. `master`: that of the bridge or bond it is a port of.
     """
 
     netdev: Netdev
@@ -119,8 +119,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuleSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy rule: packets from `source` (CIDR) look in `table` first (man 8 ip-rule). `iif`: only those that
-    came in by this link; `lo`: that are sent by this host itself."""
+    """A policy rule: packets from `source` (CIDR) look in `table` first (man 8 ip-rule). `iif`: only those
+    that came in by this link; `lo`: that are sent by this host itself."""
 
     source: str
     table: int
