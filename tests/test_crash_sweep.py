@@ -29,7 +29,7 @@ OPTIONS = {
 }
 
 
-KINDS = ("one", "lone", "several")
+KINDS = ("one", "lone", "several", "pf link", "veth link")
 
 
 class Point:
@@ -58,7 +58,7 @@ class Sweep:
     """One node, one pod, one VF with altnames; `restart` hooks a point into every place that can fail.
 
     `kind`: "lone": the VF is one without a PF; "several": the pod has two more, of both PFs, and the call
-    names none: the kubelet does.
+    names none: the kubelet does. "... link": the node has a host link to the pod.
     """
 
     def __init__(self, root: Path, kind: str = "one") -> None:
@@ -74,6 +74,8 @@ class Sweep:
             self.options = {key: OPTIONS[key] for key in ("mac", "mtu")}
         self.conf = conf_of(self.vf, **self.options)
         self.args = ""
+        if "link" in kind:
+            self._link_to_host(kind.split()[0])
         if kind == "several":
             others = [self.world.vfs(PF0)[4], self.world.vfs(PF1)[0]]
             self.world.kubelet.there = True
@@ -86,6 +88,12 @@ class Sweep:
         link.netdev = msgspec.structs.replace(link.netdev, altnames=("alt0", "alt1"))
         self.pod = self.world.new_pod("a")
         self.before = self.world.state()
+
+    def _link_to_host(self, how: str) -> None:
+        uplink = self.world.kernel.add_link("eno1")
+        uplink.addresses += ["192.0.2.1/24", "2001:db8::1/64"]
+        self.world.kernel.set_up("ens0", up=True)
+        self.conf = conf_of(self.vf, vlan=100, hostLink=how)
 
     def restart(self, point: Point | None = None) -> None:
         self.world.kernel.on_change = point or (lambda name: None)
