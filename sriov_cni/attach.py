@@ -9,7 +9,7 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attachment import Attachment, LeaseRef, Original, Sandbox, State, Wanted, attachment_key
-from sriov_cni.check import find_drift
+from sriov_cni.check import find_drift, given_by
 from sriov_cni.exec import PluginRunner
 from sriov_cni.executor import (
     Checkpoint,
@@ -20,6 +20,9 @@ from sriov_cni.executor import (
     unobserved,
 )
 from sriov_cni.ground import Ground, Rules, open_ground, opened_sandbox, wait_until
+from sriov_cni.host_link.options import HostLink
+from sriov_cni.host_link.plan import linked_of, refuse_unlinkable
+from sriov_cni.host_link.step import find_link_drift, make_link
 from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
@@ -66,6 +69,7 @@ class Attacher:
         self._lease_owners = OwnerCache()
         self._plugins = plugins or PluginRunner(log)
         self._rules = rules
+        self._host_lock = threading.Lock()
         self._checkpoint = checkpoint
         self._observe: StepObserver = unobserved
         self._exhausted: Counter[str] = Counter()
@@ -204,6 +208,25 @@ class Attacher:
             if self._records.read(record.key) == record:
                 set_vf_attributes(self.kernel, host, record.port, record.asked.change)
 
+    def renew_host_link(self, record: Attachment) -> list[str]:
+        """Put right what is not as it should be between the node and an attached VF's pod; a line for each
+        such thing. Raises SriovError."""
+        linked = linked_of(record)
+        if linked is None or record.result is None:
+            return []
+        given = given_by(record.result)
+        with (
+            self._locks.vf(record.port.pf, record.port.pci, _LOCK_TIMEOUT_S),
+            opened_sandbox(self.kernel, None, record.sandbox) as sandbox,
+            open_ground(self.kernel, sandbox, None) as ground,
+            self._host_lock,
+        ):
+            if self._records.read(record.key) != record or ground.in_pod(record.port.pci) is None:
+                return []
+            if drift := find_link_drift(ground, linked, given):
+                make_link(ground, linked, given)
+            return drift
+
     def recover(self) -> None:
         """At start: take back what an earlier process left half-done, and what a reboot left of leases. What
         cannot be undone yet stays on record, for the runtime's DEL or the next start."""
@@ -222,7 +245,7 @@ class Attacher:
 
     def _add(self, wanted: Wanted, netns_fd: int, sandbox: NetnsHandle) -> Result:
         ipam = self._ipam(reachable(wanted.ipam, netns_fd, sandbox.id), wanted.network)
-        with open_ground(self.kernel, sandbox, ipam, self._rules) as ground:
+        with open_ground(self.kernel, sandbox, ipam, self._rules, self._host_lock) as ground:
             standing = self._records.read(wanted.key)
             if standing is not None:
                 if (result := _replayed(standing, wanted.device, sandbox, ground)) is not None:
@@ -263,7 +286,7 @@ class Attacher:
         ipam = self._ipam_of(record, netns_fd)
         with (
             opened_sandbox(self.kernel, netns_fd, record.sandbox) as sandbox,
-            open_ground(self.kernel, sandbox, ipam, self._rules) as ground,
+            open_ground(self.kernel, sandbox, ipam, self._rules, self._host_lock) as ground,
         ):
             failures = undo_steps(plan_steps(record), ground, log, self._checkpoint, self._observe)
         if failures:
@@ -292,7 +315,9 @@ class Attacher:
 
     def _intent(self, wanted: Wanted, sandbox: NetnsHandle, ground: Ground) -> Attachment:
         change = wanted.asked.change
-        now = read_vf(self.kernel, ground.host, wanted.device, with_attributes=not change.is_empty())
+        by_pf = wanted.asked.host_link is HostLink.PF  # then it matters which VLAN the VF is on
+        with_attributes = by_pf or not change.is_empty()
+        now = read_vf(self.kernel, ground.host, wanted.device, with_attributes=with_attributes)
         if (reason := why_unusable(self.kernel, ground.host, now)) is not None:
             hint = "free it, or keep the VF out of the pool" if now.netdev else "keep it out of the pool"
             raise Refused(f"deviceID: VF {now.pci} cannot be given to a pod: {reason}; {hint}")
@@ -306,6 +331,7 @@ class Attacher:
                 f"deviceID: VF {now.pci} (driver {now.driver or 'none'}) has no network interface on the"
                 " host; is it in another network namespace, or its driver not loaded?"
             )
+        refuse_unlinkable(wanted, now)
         if now.netdev is None and (in_pod := wanted.asked.in_pod) is not None:
             raise Refused(
                 f"{in_pod.describe()}: in-pod: VF {now.pci} (driver {now.driver}) has no network interface,"

@@ -11,6 +11,7 @@ import msgspec
 
 from sriov_cni.device_info import parse_device_info_path
 from sriov_cni.environment import NAME, NAME_RULE, Pod
+from sriov_cni.host_link.options import HostLink
 from sriov_cni.in_pod.options import InPod
 from sriov_cni.ipam.config import DelegateConf, IpamConf
 from sriov_cni.spec import Dns, Result
@@ -59,7 +60,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     `probe`: ask the wire first whether the addresses are in use. `device_info`: a file that is to say which
     device it is. `table`: a routing table of the VF's own, for pods that have several: what is sent from its
     addresses leaves by it. `secondary`: the pod's default route is another VF's. `in_pod`: Services and
-    policies in the pod's own namespace.
+    policies in the pod's own namespace. `host_link`: a way between the node and the pod.
     """
 
     change: VfChange = VfChange()
@@ -72,6 +73,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     table: U32 | None = None
     secondary: bool = False
     in_pod: InPod | None = None
+    host_link: HostLink | None = None
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,8 @@ import ipaddress
 
 from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.ground import Ground
+from sriov_cni.host_link.plan import linked_of
+from sriov_cni.host_link.step import find_link_drift
 from sriov_cni.ipam.config import IpamResult
 from sriov_cni.routes import plan_routes
 from sriov_cni.spec import Interface, Result
@@ -34,6 +36,8 @@ def find_drift(record: Attachment, prev: Result, ground: Ground) -> list[str]:
     if netdev.name != record.ifname:
         problems.append(f"the interface of VF {record.port.pci} is called {netdev.name}, not {record.ifname}")
     problems += _link_drift(netdev, mine or made.interfaces[0], made.interfaces[0])
+    if (linked := linked_of(record)) is not None:
+        problems += find_link_drift(ground, linked, given_by(made))
     problems += _address_drift(prev, made, mine, ground.pod.addresses(netdev.ifindex))
     return problems + _route_drift(prev, made, record.asked, ground.pod, netdev)
 
@@ -70,13 +74,18 @@ def _address_drift(prev: Result, made: Result, mine: Interface | None, present: 
 def _route_drift(prev: Result, made: Result, asked: Asked, pod: Links, netdev: Netdev) -> list[str]:
     listed = {_cidr(route.dst) for route in prev.routes}
     present = {_route_key(route) for route in pod.routes(netdev.ifindex)}
-    planned = plan_routes(IpamResult(ips=made.ips, routes=made.routes), asked)
+    planned = plan_routes(given_by(made), asked)
     wanted = [route for route in planned if _cidr(route.dst) in listed]
     return [
         f"route {route.dst}{f' via {route.gateway}' if route.gateway else ''} is missing"
         for route in wanted
         if _route_key(route) not in present
     ]
+
+
+def given_by(made: Result) -> IpamResult:
+    """What the IPAM gave when that result was made."""
+    return IpamResult(ips=made.ips, routes=made.routes)
 
 
 def _own_interface(prev: Result, record: Attachment) -> Interface | None:

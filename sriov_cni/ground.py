@@ -1,5 +1,6 @@
 """Orchestrator: where the steps of an attachment act: the host's namespace, the pod's, and the IPAM."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,8 @@ class Ground:
     ipam: Ipam | None = None
     addresses: IpamResult = field(default_factory=IpamResult)
     rules: Rules | None = None
+    # Held while something is changed that the attachments of the node share, besides their PFs.
+    host_lock: threading.Lock = field(default_factory=threading.Lock)
     # Where the VF was seen last: by its index one link is read, instead of all or of its way through sysfs.
     _index_in_host: int = 0
     _index_in_pod: int = 0
@@ -69,7 +72,11 @@ def _still_there(links: Links, ifindex: int, pci: PciAddress) -> Netdev | None:
 
 @contextmanager
 def open_ground(
-    kernel: Kernel, sandbox: NetnsHandle | None, ipam: Ipam | None, rules: Rules | None = None
+    kernel: Kernel,
+    sandbox: NetnsHandle | None,
+    ipam: Ipam | None,
+    rules: Rules | None = None,
+    host_lock: "threading.Lock | None" = None,
 ) -> Iterator[Ground]:
     """Open netlink sockets on both sides. A namespace of the pod that cannot be entered counts as gone."""
     with ExitStack() as stack:
@@ -82,7 +89,8 @@ def open_ground(
                 pod = stack.enter_context(kernel.links(sandbox))
             except KernelError:
                 sandbox = None
-        yield Ground(kernel, host, host_netns, sandbox, pod, ipam, rules=rules)
+        shared = host_lock or threading.Lock()
+        yield Ground(kernel, host, host_netns, sandbox, pod, ipam, rules=rules, host_lock=shared)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from vf_manager.errors import KernelError
-from vf_manager.kernel.api import Kernel
+from vf_manager.kernel.api import Kernel, Links
 
 _FRESH_S = 5.0
 
@@ -31,6 +31,26 @@ class HostAddresses:
                     return self._known
                 self._good_until = self._clock() + _FRESH_S
             return self._known
+
+
+_CLUSTER_IPS = "kube-ipvs0"  # kube-proxy in IPVS mode gives it every ClusterIP: those are no node's
+
+
+def node_addresses(host: Links) -> dict[str, int]:
+    """Where the node can be reached by its pods: address to ifindex, in the order of links. Global ones, and
+    link-local ones of IPv4 that are alone in their network, as a node-local DNS cache has."""
+    other = host.read(name=_CLUSTER_IPS)
+    found: dict[str, int] = {}
+    for ifindex, text in sorted(host.all_addresses(), key=lambda pair: pair[0]):
+        address = ipaddress.ip_interface(text)
+        if _is_reached(address) and (other is None or ifindex != other.netdev.ifindex):
+            found.setdefault(str(address.ip), ifindex)
+    return found
+
+
+def _is_reached(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bool:
+    alone = address.version == 4 and address.network.prefixlen == 32
+    return not address.ip.is_loopback and (alone or not address.ip.is_link_local)
 
 
 def host_addresses(kernel: Kernel) -> frozenset[str]:

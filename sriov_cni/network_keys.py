@@ -73,6 +73,13 @@ class NetworkKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             " known last (of `policy`, if that is nothing: nothing is let through), `open` (then: everything)"
         ),
     ] = None
+    host_link: Annotated[
+        Literal["none", "pf", "veth"] | None,
+        meaning(
+            "how the node and its pods reach each other, for probes: `pf` by the switch in the NIC, `veth` by"
+            " a pair of links beside the VF, `none` (if left out) by whatever routes there are"
+        ),
+    ] = msgspec.field(default=None, name="hostLink")
     ipam: Annotated[
         dict[str, Any] | None,
         meaning("addresses and routes: of `type` `host-local` or that of any plugin. Left out: no address"),

@@ -79,7 +79,10 @@ class Reconciler:
     def look(self) -> None:
         records = self._attacher.attachments()
         self._take_back_lost(records)
-        self._tell_drift([record for record in records if record.state is State.ATTACHED])
+        attached = [record for record in records if record.state is State.ATTACHED]
+        self._tell_drift(attached)
+        for record in attached:
+            self._renew_host_link(record)
         if self._fallback is not None:
             self._fallback.recover()
 
@@ -134,6 +137,15 @@ class Reconciler:
             for key, value in record.asked.change.items()
             if getattr(wrong, key) is not None and getattr(now, key) != value
         )
+
+    def _renew_host_link(self, record: Attachment) -> None:
+        """At once, and whoever changed it: the addresses of the node are its own to change."""
+        log = self._log.bind(container=record.container_id, ifname=record.ifname, vf=record.port.pci)
+        try:
+            if drift := self._attacher.renew_host_link(record):
+                log.warning("a host link was put right", found="; ".join(drift))
+        except SriovError as e:
+            log.warning("a host link cannot be put right", error=str(e))
 
     def _give_back(self, record: Attachment) -> None:
         try:

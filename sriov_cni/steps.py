@@ -17,6 +17,8 @@ import msgspec
 from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.device_info import remove_device_info, write_device_info
 from sriov_cni.ground import Ground, wait_until
+from sriov_cni.host_link.plan import linked_of
+from sriov_cni.host_link.step import LinkToHost
 from sriov_cni.in_pod.step import WriteRules, ruled_of
 from sriov_cni.routes import plan_routes
 from vf_manager.errors import Busy, KernelError, NotFound, Refused
@@ -331,6 +333,8 @@ def plan_steps(attachment: Attachment) -> tuple[Step, ...]:
     steps.append(SetUpInPod(pci, attachment.ifname, asked))
     if asked.table is not None:
         steps.append(AddRules(asked.table))
+    if (linked := linked_of(attachment)) is not None:
+        steps.append(LinkToHost(linked))
     if attachment.lease is not None:
         steps.append(Announce(pci))
     return tuple(steps)

@@ -2,15 +2,29 @@
 
 from sriov_cni.attachment import Asked
 from sriov_cni.fields import Fields
+from sriov_cni.host_link.options import HOST_LINK_KEYS, parse_host_link
 from sriov_cni.in_pod.options import IN_POD_KEYS, parse_in_pod
 from vf_manager.errors import InvalidInput
 from vf_manager.model import LinkState, Mac, VfChange, VlanProto
 
-VF_KEYS = IN_POD_KEYS | frozenset(
-    {
-        *("vlan", "vlanQoS", "vlanProto", "spoofchk", "trust", "link_state", "min_tx_rate", "max_tx_rate"),
-        *("mtu", "promisc", "allmulti"),
-    }
+VF_KEYS = (
+    IN_POD_KEYS
+    | HOST_LINK_KEYS
+    | frozenset(
+        {
+            *(
+                "vlan",
+                "vlanQoS",
+                "vlanProto",
+                "spoofchk",
+                "trust",
+                "link_state",
+                "min_tx_rate",
+                "max_tx_rate",
+            ),
+            *("mtu", "promisc", "allmulti"),
+        }
+    )
 )
 
 
@@ -25,6 +39,7 @@ def parse_vf_options(top: Fields, mac: Mac | None = None) -> Asked:
         allmulti=top.switch("allmulti"),
         probe=_parse_probe(top),
         in_pod=parse_in_pod(top),
+        host_link=parse_host_link(top),
     )
 
 

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import structlog
 
-pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract")
+pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract", "tests.host_link_contract")
 
 # A machine that is busy elsewhere must not make a property fail; nor, in continuous integration, luck.
 hypothesis.settings.register_profile("quiet", deadline=None, derandomize="CI" in os.environ)

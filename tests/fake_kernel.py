@@ -59,6 +59,12 @@ class FakeLink:
     addresses: list[str] = dataclasses.field(default_factory=list)
     routes: list[RouteSpec] = dataclasses.field(default_factory=list)
     counted: dict[str, int] = dataclasses.field(default_factory=dict)  # fields of LinkTraffic
+    kind: str | None = None
+    peer: "FakeLink | None" = dataclasses.field(default=None, repr=False)  # of a veth
+    lower: "FakeLink | None" = dataclasses.field(default=None, repr=False)  # of a VLAN
+    vlan: int | None = None
+    master: int | None = None
+    neighbours: dict[str, Mac] = dataclasses.field(default_factory=dict)  # permanent ones
 
 
 @dataclasses.dataclass
@@ -152,7 +158,10 @@ class FakeKernel:
         links = self.namespaces.pop(number)
         self.nft.pop(number, None)
         self.paths = {path: n for path, n in self.paths.items() if n != number}
+        self.rules.pop(number, None)
         for link in links:
+            if link.peer is not None:
+                self.drop_link(link.peer)
             if link.parent is not None:
                 name = link.netdev.name
                 if self.find(name):
@@ -160,6 +169,14 @@ class FakeKernel:
                 free = tuple(altname for altname in link.netdev.altnames if not self.find(altname))
                 link.netdev = msgspec.structs.replace(link.netdev, altnames=free)
                 self._place(link, _HOST_INO, name)
+
+    def drop_link(self, link: FakeLink) -> None:
+        """With the other end of a veth, and the VLANs on it."""
+        above = [i for links in self.namespaces.values() for i in links if i.lower is link]
+        for gone in (link, *above, *([link.peer] if link.peer else [])):
+            for links in self.namespaces.values():
+                links[:] = [i for i in links if i is not gone]
+        self.tell()
 
     def set_up(self, name: str, up: bool) -> None:
         link = self.find(name)
@@ -179,6 +196,10 @@ class FakeKernel:
                 pci: (f.function, dict(f.attributes), set(f.mac_is_set)) for pci, f in self.functions.items()
             }
             links = {n: sorted(map(_freeze, links)) for n, links in self.namespaces.items()}
+            for number, rules in self.rules.items():
+                links[number] += [(repr(rule),) for rule in rules]
+            for number, tables in self.nft.items():
+                links[number] += [(name,) for name in sorted(tables)]
             return functions, links
 
     # --- Kernel
@@ -406,6 +427,7 @@ class FakeKernel:
         link.netdev = msgspec.structs.replace(link.netdev, ifindex=number, name=name, up=False, carrier=False)
         link.addresses = []
         link.routes = []
+        link.neighbours = {}
         self.namespaces[netns].append(link)
         self.tell()
 
@@ -453,6 +475,10 @@ class FakeLinks:
             link_type=link.type,
             permanent_mac=link.permanent_mac,
             vfs=vfs or {},
+            kind=link.kind,
+            lower=link.lower.netdev.ifindex if link.lower else None,
+            vlan=link.vlan,
+            master=link.master,
         )
 
     def name_taken(self, name: str) -> bool:
@@ -502,6 +528,40 @@ class FakeLinks:
             if new_is_taken:
                 raise KernelError(what, errno.EEXIST)
             return None
+
+    def make_veth(self, name: IfName, peer: IfName, target: NetnsHandle, mac: Mac) -> None:
+        with self._kernel.lock:
+            what = f"make the links {name} and {peer}"
+            self._kernel.on_change(what)
+            number = self._kernel._enter(target)
+            if self.name_taken(name) or self._kernel.find(peer, number):
+                raise KernelError(what, errno.EEXIST)
+            here = self._made("veth", name, mac, self._netns)
+            there = self._made("veth", peer, mac, number)
+            here.peer, there.peer = there, here
+
+    def make_vlan(self, lower: int, name: IfName, vlan: int, proto: VlanProto) -> None:
+        with self._kernel.lock:
+            what = f"make the link {name}"
+            below = self._change(lower, what)
+            if self.name_taken(name) or any(i.lower is below and i.vlan == vlan for i in self._links()):
+                raise KernelError(what, errno.EEXIST)
+            made = self._made("vlan", name, below.netdev.mac, self._netns)
+            made.lower, made.vlan = below, vlan
+
+    def _made(self, kind: str, name: IfName, mac: Mac, netns: int) -> FakeLink:
+        link = self._kernel.add_link(name, netns)
+        link.kind = kind
+        link.netdev = msgspec.structs.replace(link.netdev, mac=mac)
+        return link
+
+    def delete_link(self, ifindex: int) -> None:
+        self._kernel.on_change("delete link")
+        found = next((i for i in self._links() if i.netdev.ifindex == ifindex), None)
+        if found is not None:
+            if found.kind is None:
+                raise KernelError(f"delete link {ifindex}", errno.EOPNOTSUPP)
+            self._kernel.drop_link(found)
 
     def add_altnames(self, ifindex: int, names: Sequence[str]) -> None:
         for name in names:
@@ -566,6 +626,30 @@ class FakeLinks:
         link.routes.append(route)
         if _is_default(route):
             self._kernel.tell()
+
+    def remove_route(self, ifindex: int, route: RouteSpec) -> None:
+        self._kernel.on_change(f"remove route {route.dst}")
+        for link in self._links():
+            if link.netdev.ifindex == ifindex:
+                link.routes = [known for known in link.routes if _route_key(known) != _route_key(route)]
+
+    def routes_of(self, table: int) -> list[tuple[int, RouteSpec]]:
+        found = [(i.netdev.ifindex, route) for i in self._links() for route in self.routes(i.netdev.ifindex)]
+        return [(ifindex, route) for ifindex, route in found if route.table == table]
+
+    def set_neighbour(self, ifindex: int, address: str, mac: Mac) -> None:
+        self._change(ifindex, f"set the MAC of {address}").neighbours[address] = mac
+
+    def remove_neighbour(self, ifindex: int, address: str) -> None:
+        self._change(ifindex, f"forget the MAC of {address}").neighbours.pop(address, None)
+
+    def neighbours(self, ifindex: int) -> dict[str, Mac]:
+        return {
+            key: mac
+            for i in self._links()
+            if i.netdev.ifindex == ifindex
+            for key, mac in i.neighbours.items()
+        }
 
     def add_rule(self, rule: RuleSpec) -> None:
         self._kernel.on_change(f"add rule {rule.source}")
@@ -660,4 +744,5 @@ def _vf_address(pf: PciAddress, index: int) -> PciAddress:
 def _freeze(link: FakeLink) -> tuple[object, ...]:
     """Without the ifindex, which a link does not keep when it leaves and comes back."""
     netdev = msgspec.structs.replace(link.netdev, ifindex=0, altnames=tuple(sorted(link.netdev.altnames)))
-    return (netdev.name, os.fspath(link.parent or ""), repr(netdev), repr(link.addresses), repr(link.routes))
+    told = (link.addresses, link.routes, sorted(link.neighbours.items()))
+    return (netdev.name, os.fspath(link.parent or ""), repr(netdev), *map(repr, told))

@@ -30,7 +30,7 @@ OPTIONS = {
 }
 
 
-KINDS = ("one", "lone", "several", "ruled")
+KINDS = ("one", "lone", "several", "ruled", "pf link", "veth link")
 RULES = {"services": "in-pod", "policy": "in-pod", "syncTimeout": 0}
 
 
@@ -60,7 +60,8 @@ class Sweep:
     """One node, one pod, one VF with altnames; `restart` hooks a point into every place that can fail.
 
     `kind`: "lone": the VF is one without a PF; "several": the pod has two more, of both PFs, and the call
-    names none: the kubelet does; "ruled": it has services and policy.
+    names none: the kubelet does; "ruled": it has services and policy; "... link": the node has a host link to
+    the pod.
     """
 
     def __init__(self, root: Path, kind: str = "one") -> None:
@@ -80,6 +81,8 @@ class Sweep:
             self.conf = conf_of(self.vf, vlan=100, **RULES)
             self.args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p"
             self.world.cluster.put(cluster_pod("p"))
+        if "link" in kind:
+            self._link_to_host(kind.split()[0])
         if kind == "several":
             others = [self.world.vfs(PF0)[4], self.world.vfs(PF1)[0]]
             self.world.kubelet.there = True
@@ -92,6 +95,12 @@ class Sweep:
         link.netdev = msgspec.structs.replace(link.netdev, altnames=("alt0", "alt1"))
         self.pod = self.world.new_pod("a")
         self.before = self.world.state()
+
+    def _link_to_host(self, how: str) -> None:
+        uplink = self.world.kernel.add_link("eno1")
+        uplink.addresses += ["192.0.2.1/24", "2001:db8::1/64"]
+        self.world.kernel.set_up("ens0", up=True)
+        self.conf = conf_of(self.vf, vlan=100, hostLink=how)
 
     def restart(self, point: Point | None = None) -> None:
         self.world.kernel.on_change = point or (lambda name: None)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from tests.fake_kernel import FakeKernel
+from tests.host_link_contract import VlanContract
 from tests.kernel_contract import KernelContract, Space
 from tests.nft_contract import NftContract
 from tests.vf_contract import VfContract
@@ -53,6 +54,14 @@ class TestNft(NftContract):
     @pytest.fixture
     def world(self) -> FakeWorld:
         return FakeWorld(FakeKernel(), "spare0")
+
+
+class TestHostLinks(VlanContract):
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        kernel = FakeKernel()
+        kernel.add_link("spare0")
+        return FakeWorld(kernel, "spare0")
 
 
 def test_a_snapshot_sees_every_change() -> None:

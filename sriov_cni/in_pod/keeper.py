@@ -232,7 +232,9 @@ class RuleKeeper:
     def _ask(self, rules: _PodRules) -> Ask:
         ruled = rules.interfaces.values()
         return Ask(
-            services=frozenset(r.ifname for r in ruled if r.options.services),
+            services=frozenset(
+                name for r in ruled if r.options.services for name in (r.ifname, r.beside) if name
+            ),
             policy=frozenset(r.ifname for r in ruled if r.options.policy),
             pod=rules.pod,
             is_open=all(r.options.unsynced is Unsynced.OPEN for r in ruled if r.options.policy),

@@ -40,11 +40,12 @@ class InPod(msgspec.Struct, frozen=True, kw_only=True):
 
 class Ruled(msgspec.Struct, frozen=True, kw_only=True):
     """An interface of a pod that rules are for. `pod`: `namespace/name`, and its uid, as far as they are
-    told."""
+    told. `beside`: the pod's end of a veth to the node, by which node ports of the node would leave."""
 
     ifname: IfName
     pod: str = ""
     uid: str = ""
+    beside: IfName | None = None
     options: InPod
 
 

@@ -4,6 +4,8 @@ import msgspec
 
 from sriov_cni.attachment import Attachment, Sandbox
 from sriov_cni.ground import Ground
+from sriov_cni.host_link.options import HostLink
+from sriov_cni.host_link.plan import pod_link_name
 from sriov_cni.in_pod.options import Ruled
 from vf_manager.errors import NotFound, Refused
 
@@ -35,4 +37,5 @@ def ruled_of(record: Attachment) -> Ruled | None:
         return None
     pod = f"{record.pod.namespace}/{record.pod.name}" if record.pod else ""
     uid = record.pod.uid if record.pod else ""
-    return Ruled(ifname=record.ifname, pod=pod, uid=uid, options=record.asked.in_pod)
+    beside = pod_link_name(record.ifname) if record.asked.host_link is HostLink.VETH else None
+    return Ruled(ifname=record.ifname, pod=pod, uid=uid, beside=beside, options=record.asked.in_pod)

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from vf_manager.kernel.nft import Table
-from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange
+from vf_manager.model import IfName, Mac, Netdev, PciAddress, VfAttributes, VfChange, VlanProto
 
 
 class NetnsId(msgspec.Struct, frozen=True):
@@ -47,7 +47,11 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One link with what ties it to its device. `vfs`: by VF index, empty unless asked for."""
+    """One link with what ties it to its device. `vfs`: by VF index, empty unless asked for.
+
+    `kind`: "veth", "vlan", "bridge", ...; None: a driver's. `lower`: the ifindex of the link that a VLAN
+    stands on. `master`: that of the bridge or bond it is a port of.
+    """
 
     netdev: Netdev
     parent: str | None = None  # IFLA_PARENT_DEV_NAME: the PCI address, since Linux 5.14
@@ -55,6 +59,10 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     link_type: str | None = None  # "ether", "infiniband"; None: neither
     permanent_mac: Mac | None = None  # IFLA_PERM_ADDRESS, since Linux 5.6; None: it has none of six octets
     vfs: dict[int, VfAttributes] = {}
+    kind: str | None = None
+    lower: int | None = None
+    vlan: int | None = None
+    master: int | None = None
 
 
 class LinkTraffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +98,8 @@ class LinkChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RouteSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One route. `dst`: CIDR. `gateway` None = on link. Numbers as in rtnetlink; None = kernel default."""
+    """One route. `dst`: CIDR. `gateway` None = on link. `source`: the address that its packets are sent from,
+    if their sender chose none. Numbers as in rtnetlink; None = kernel default."""
 
     dst: str
     gateway: str | None = None
@@ -99,6 +108,7 @@ class RouteSpec(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     table: int | None = None
     scope: int | None = None
+    source: str | None = None
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,11 +119,13 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuleSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy rule: packets from `source` (CIDR) look in `table` first (man 8 ip-rule)."""
+    """A policy rule: packets from `source` (CIDR) look in `table` first (man 8 ip-rule). `iif`: only those
+    that came in by this link; `lo`: that are sent by this host itself."""
 
     source: str
     table: int
     priority: int
+    iif: IfName | None = None
 
 
 class FlowSide(msgspec.Struct, frozen=True):
@@ -168,6 +180,16 @@ class Links(Protocol):
         EEXIST if `name` is taken in the target: the link may then be there already, under its old name.
         """
 
+    def make_veth(self, name: IfName, peer: IfName, target: NetnsHandle, mac: Mac) -> None:
+        """A pair of links, the peer in another namespace. Both are down, have this one MAC, and send each
+        other all that they are given, without asking for a hardware address (IFF_NOARP)."""
+
+    def make_vlan(self, lower: int, name: IfName, vlan: int, proto: VlanProto) -> None:
+        """A link, down, for one VLAN of the link `lower`. EEXIST if that has one for it already."""
+
+    def delete_link(self, ifindex: int) -> None:
+        """A virtual one; both ends of a veth. One that is not there is no error."""
+
     def add_altnames(self, ifindex: int, names: Sequence[str]) -> None:
         """A name that the link has already is no error."""
 
@@ -188,6 +210,21 @@ class Links(Protocol):
 
     def add_route(self, ifindex: int, route: RouteSpec) -> None: ...
 
+    def remove_route(self, ifindex: int, route: RouteSpec) -> None:
+        """One that is not there is no error."""
+
+    def routes_of(self, table: int) -> list[tuple[int, RouteSpec]]:
+        """(ifindex, route): all of one table, that go by one link each."""
+
+    def set_neighbour(self, ifindex: int, address: str, mac: Mac) -> None:
+        """Whoever has this address (no prefix) on this link is not asked for its MAC: a permanent entry."""
+
+    def remove_neighbour(self, ifindex: int, address: str) -> None:
+        """One that is not there is no error."""
+
+    def neighbours(self, ifindex: int) -> dict[str, Mac]:
+        """The permanent ones, by address."""
+
     def find_hop(self, address: str) -> Hop | None:
         """Where a packet to this address (no prefix) would go now; None: nowhere."""
 
@@ -197,7 +234,7 @@ class Links(Protocol):
         """A rule that is not there is no error."""
 
     def rules(self) -> list[RuleSpec]:
-        """Those that match nothing but a source."""
+        """Those that match nothing but a source, or where a packet came in."""
 
     def routes(self, ifindex: int) -> list[RouteSpec]:
         """Of every table, those that the kernel makes by itself included. `dst` is always a CIDR; numbers

@@ -9,20 +9,23 @@ from vf_manager.kernel import attributes
 from vf_manager.kernel.api import LinkChange, LinkInfo, LinkTraffic
 from vf_manager.model import ZERO_MAC, IfName, LinkState, Mac, Netdev, VfAttributes, VfChange, VlanProto
 
-NEWLINK, GETLINK, NEWLINKPROP, DELLINKPROP = 16, 18, 108, 109
+NEWLINK, DELLINK, GETLINK, NEWLINKPROP, DELLINKPROP = 16, 17, 18, 108, 109
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _LINK_TYPES = {1: "ether", 32: "infiniband"}  # include/uapi/linux/if_arp.h ARPHRD_ETHER, ARPHRD_INFINIBAND
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_VFINFO_LIST, _IFLA_NET_NS_FD = 1, 3, 4, 22, 28
 _IFLA_STATS64 = 23
+_IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 5, 10, 18
+_INFO_KIND, _INFO_DATA, _VETH_INFO_PEER, _VLAN_ID, _VLAN_PROTOCOL = 1, 2, 1, 1, 5
 _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_PHYS_PORT_NAME = 29, 33, 38
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PERM_ADDRESS, _IFLA_PARENT_DEV_NAME = 52, 53, 54, 56
 _IFLA_VF_INFO, _IFLA_VF_VLAN_INFO = 1, 1
 _VF_MAC, _VF_VLAN, _VF_SPOOFCHK, _VF_LINK_STATE, _VF_RATE, _VF_TRUST, _VF_VLAN_LIST = 1, 2, 4, 5, 6, 9, 12
 _RTEXT_FILTER_VF, _RTEXT_FILTER_SKIP_STATS = 1, 8
-_IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200  # include/uapi/linux/if.h
+_IFF_UP, _IFF_NOARP, _IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x80, 0x100, 0x200  # include/uapi/linux/if.h
 
 _TWO, _THREE, _MAC = struct.Struct("=II"), struct.Struct("=III"), struct.Struct("=I32s")
+_U16 = struct.Struct("=H")
 _VLAN_INFO = struct.Struct("=III2s2x")  # 16 bytes with the padding; the kernel refuses fewer
 _STATS = struct.Struct("=8Q")  # the beginning of struct rtnl_link_stats64
 _ETHERTYPE = {VlanProto.DOT1Q: b"\x81\x00", VlanProto.DOT1AD: b"\x88\xa8"}
@@ -63,6 +66,35 @@ def pack_move(ifindex: int, netns_fd: int, name: IfName) -> bytes:
     return _IFINFO.pack(0, 0, ifindex, 0, 0) + target + attributes.pack_text(_IFLA_IFNAME, name)
 
 
+def pack_veth(name: IfName, peer: IfName, netns_fd: int, mac: Mac) -> bytes:
+    """For NEWLINK. The peer is a message of its own inside (drivers/net/veth.c veth_newlink)."""
+    target = attributes.pack_u32(_IFLA_NET_NS_FD, netns_fd)
+    data = attributes.pack(_VETH_INFO_PEER, _veth_end(peer, mac) + target)
+    return _veth_end(name, mac) + _link_info("veth", data)
+
+
+def _veth_end(name: IfName, mac: Mac) -> bytes:
+    own = attributes.pack_text(_IFLA_IFNAME, name) + attributes.pack(_IFLA_ADDRESS, _packed_mac(mac))
+    return _IFINFO.pack(0, 0, 0, _IFF_NOARP, _IFF_NOARP) + own
+
+
+def pack_vlan(lower: int, name: IfName, vlan: int, proto: VlanProto) -> bytes:
+    """For NEWLINK."""
+    data = attributes.pack(_VLAN_ID, _U16.pack(vlan)) + attributes.pack(_VLAN_PROTOCOL, _ETHERTYPE[proto])
+    body = attributes.pack_text(_IFLA_IFNAME, name) + attributes.pack_u32(_IFLA_LINK, lower)
+    return _IFINFO.pack(0, 0, 0, 0, 0) + body + _link_info("vlan", data)
+
+
+def _link_info(kind: str, data: bytes) -> bytes:
+    inner = attributes.pack_text(_INFO_KIND, kind) + attributes.pack_nested(_INFO_DATA, data)
+    return attributes.pack_nested(_IFLA_LINKINFO, inner)
+
+
+def pack_link(ifindex: int) -> bytes:
+    """For DELLINK."""
+    return _IFINFO.pack(0, 0, ifindex, 0, 0)
+
+
 def pack_altname(ifindex: int, name: str) -> bytes:
     """For NEWLINKPROP and DELLINKPROP."""
     inner = attributes.pack_text(_IFLA_ALT_IFNAME, name)
@@ -90,6 +122,9 @@ def read_link(message: bytes) -> LinkInfo:
         allmulti=bool(flags & _IFF_ALLMULTI),
     )
     vfs = attributes.each(found.get(_IFLA_VFINFO_LIST, b""))
+    made = attributes.read(found.get(_IFLA_LINKINFO, b""))
+    of_kind = _optional_text(made.get(_INFO_KIND))
+    data = attributes.read(made.get(_INFO_DATA, b"")) if of_kind == "vlan" else {}
     return LinkInfo(
         netdev=netdev,
         parent=_optional_text(found.get(_IFLA_PARENT_DEV_NAME)),
@@ -97,6 +132,10 @@ def read_link(message: bytes) -> LinkInfo:
         link_type=_LINK_TYPES.get(kind),
         permanent_mac=_station_mac(found.get(_IFLA_PERM_ADDRESS, b"")),
         vfs=dict(_read_vf(info) for _, info in vfs),
+        kind=of_kind,
+        lower=attributes.u32(found[_IFLA_LINK]) if _IFLA_LINK in found and data else None,
+        vlan=attributes.u16(data[_VLAN_ID]) if _VLAN_ID in data else None,
+        master=attributes.u32(found[_IFLA_MASTER]) if _IFLA_MASTER in found else None,
     )
 
 

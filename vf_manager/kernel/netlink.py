@@ -30,6 +30,7 @@ _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _SEND_BUFFER = 64 * 1024
 
 CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
+REPLACE = 0x400 | 0x100  # NLM_F_CREATE | NLM_F_REPLACE
 
 
 class NetlinkRefusal(Exception):

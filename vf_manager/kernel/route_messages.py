@@ -1,6 +1,6 @@
-"""Pure: rtnetlink messages about addresses, routes and policy rules, packed and read.
+"""Pure: rtnetlink messages about addresses, neighbours, routes and policy rules, packed and read.
 
-Sources: include/uapi/linux/if_addr.h, rtnetlink.h, fib_rules.h, nexthop.h; man 7 rtnetlink.
+Sources: include/uapi/linux/if_addr.h, neighbour.h, rtnetlink.h, fib_rules.h, nexthop.h; man 7 rtnetlink.
 """
 
 import socket
@@ -8,8 +8,10 @@ import struct
 
 from vf_manager.kernel import attributes
 from vf_manager.kernel.api import Hop, RouteSpec, RuleSpec
+from vf_manager.model import IfName, Mac
 
 NEWADDR, GETADDR, NEWROUTE, DELROUTE, GETROUTE = 20, 22, 24, 25, 26
+NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE, GETNEXTHOP = 32, 33, 34, 106
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -21,13 +23,15 @@ _RULE = struct.Struct(
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_OPTIMISTIC = 0x04
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 8, 15, 18
-_RTA_MULTIPATH, _RTA_NH_ID = 9, 30
+_RTA_PREFSRC, _RTA_MULTIPATH, _RTA_NH_ID = 7, 9, 30
 _RTNH = struct.Struct("=HBBI")  # struct rtnexthop: length with attributes, flags, hops, index
 _NHMSG = struct.Struct("=BBBxI")  # struct nhmsg: family, scope, protocol, flags
 _NHA_ID, _NHA_GROUP, _NHA_OIF = 1, 2, 5
 _GROUP_ENTRY = struct.Struct("=I4x")  # struct nexthop_grp: id, weight
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
-_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE = 2, 6, 15
+_FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE = 2, 3, 6, 15
+_NDMSG = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, index, state, flags, type
+_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _RTN_UNICAST, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 1, 4, 0, 253
 _RT_TABLE_MAIN, _RT_TABLE_COMPAT = 254, 252
 _FR_ACT_TO_TBL = 1
@@ -72,6 +76,8 @@ def pack_route(ifindex: int, route: RouteSpec) -> bytes:
         body += _gateway(family, route.gateway)
     if metrics := _metrics(route):
         body += attributes.pack(_RTA_METRICS, metrics)
+    if route.source is not None:
+        body += attributes.pack(_RTA_PREFSRC, socket.inet_pton(family, route.source))
     if route.priority is not None:
         body += attributes.pack_u32(_RTA_PRIORITY, route.priority)
     return body
@@ -81,6 +87,11 @@ def pack_route_query(family: int, ifindex: int | None = None) -> bytes:
     """For GETROUTE: the routes that leave by this link, or all."""
     by_link = attributes.pack_u32(_RTA_OIF, ifindex) if ifindex is not None else b""
     return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + by_link
+
+
+def pack_table_query(family: int, table: int) -> bytes:
+    """For GETROUTE: those of one table."""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attributes.pack_u32(_RTA_TABLE, table)
 
 
 def pack_hop_query(address: str) -> bytes:
@@ -132,7 +143,30 @@ def read_route(message: bytes) -> tuple[int | None, RouteSpec]:
         priority=_number(found.get(_RTA_PRIORITY)),
         table=attributes.u32(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
         scope=scope,
+        source=socket.inet_ntop(family, found[_RTA_PREFSRC]) if _RTA_PREFSRC in found else None,
     )
+
+
+def pack_neighbour(ifindex: int, address: str, mac: Mac | None = None) -> bytes:
+    """For NEWNEIGH, and without a MAC for DELNEIGH."""
+    family = _family_of(address)
+    body = _NDMSG.pack(family, ifindex, _NUD_PERMANENT, 0, 0)
+    body += attributes.pack(_NDA_DST, socket.inet_pton(family, address))
+    return body + (attributes.pack(_NDA_LLADDR, bytes.fromhex(mac.replace(":", ""))) if mac else b"")
+
+
+def pack_neighbour_query() -> bytes:
+    """For GETNEIGH: of all links."""
+    return _NDMSG.pack(0, 0, 0, 0, 0)
+
+
+def read_neighbour(message: bytes) -> tuple[int, str, Mac] | None:
+    """(ifindex, address, MAC); None: it is not a permanent one."""
+    family, ifindex, state, _, _ = _NDMSG.unpack_from(message)
+    found = attributes.read(message, _NDMSG.size)
+    if family not in FAMILIES or not state & _NUD_PERMANENT or _NDA_LLADDR not in found:
+        return None
+    return ifindex, socket.inet_ntop(family, found[_NDA_DST]), Mac(found[_NDA_LLADDR].hex(":"))
 
 
 def pack_rule(rule: RuleSpec) -> bytes:
@@ -140,7 +174,10 @@ def pack_rule(rule: RuleSpec) -> bytes:
     family, source, prefix = _parse_cidr(rule.source)
     short = rule.table if rule.table < 256 else 0
     body = _RULE.pack(family, 0, prefix, 0, short, _FR_ACT_TO_TBL, 0)
-    body += attributes.pack(_FRA_SRC, source)
+    if prefix:
+        body += attributes.pack(_FRA_SRC, source)
+    if rule.iif is not None:
+        body += attributes.pack_text(_FRA_IIFNAME, rule.iif)
     body += attributes.pack_u32(_FRA_PRIORITY, rule.priority)
     return body + attributes.pack_u32(_FRA_TABLE, rule.table)
 
@@ -151,15 +188,17 @@ def pack_rule_query(family: int) -> bytes:
 
 
 def read_rule(message: bytes) -> RuleSpec | None:
-    """None: it has no source, or leads to no table."""
+    """None: it has neither a source nor a link, or leads to no table."""
     family, _, prefix, _, table, action, _ = _RULE.unpack_from(message)
     found = attributes.read(message, _RULE.size)
-    if _FRA_SRC not in found or action != _FR_ACT_TO_TBL:
+    if not found.keys() & {_FRA_SRC, _FRA_IIFNAME} or action != _FR_ACT_TO_TBL:
         return None
+    source = socket.inet_ntop(family, found[_FRA_SRC]) if _FRA_SRC in found else _any(family)
     return RuleSpec(
-        source=f"{socket.inet_ntop(family, found[_FRA_SRC])}/{prefix}",
+        source=f"{source}/{prefix}",
         table=attributes.u32(found[_FRA_TABLE]) if _FRA_TABLE in found else table,
-        priority=attributes.u32(found[_FRA_PRIORITY]),
+        priority=attributes.u32(found[_FRA_PRIORITY]) if _FRA_PRIORITY in found else 0,
+        iif=IfName(attributes.text(found[_FRA_IIFNAME])) if _FRA_IIFNAME in found else None,
     )
 
 

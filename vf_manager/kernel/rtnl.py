@@ -1,4 +1,4 @@
-"""Adapter: links, VFs, addresses, routes and rules of one network namespace, by rtnetlink.
+"""Adapter: links, VFs, addresses, neighbours, routes and rules of one network namespace, by rtnetlink.
 
 Sources: net/core/rtnetlink.c (RTM_*LINK, do_setvfinfo), man 7 rtnetlink. The messages themselves:
 link_messages.py, route_messages.py.
@@ -15,9 +15,9 @@ from vf_manager.errors import KernelError
 from vf_manager.kernel import link_messages, route_messages
 from vf_manager.kernel.api import Hop, LinkChange, LinkInfo, LinkTraffic, NetnsHandle, RouteSpec, RuleSpec
 from vf_manager.kernel.meter import Meter
-from vf_manager.kernel.netlink import CREATE, Netlink, NetlinkRefusal, open_socket, strerror_or
+from vf_manager.kernel.netlink import CREATE, REPLACE, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns, own
-from vf_manager.model import IfName, VfChange
+from vf_manager.model import IfName, Mac, VfChange, VlanProto
 
 _NOT_THERE = (errno.ENODEV, errno.ENOENT)
 
@@ -99,6 +99,20 @@ class Rtnl:
         with _kernel_errors(f"move link {ifindex} to the other network namespace as {name}"):
             self._netlink.change(link_messages.NEWLINK, message)
 
+    def make_veth(self, name: IfName, peer: IfName, target: NetnsHandle, mac: Mac) -> None:
+        message = link_messages.pack_veth(name, peer, own(target).fd, mac)
+        with _kernel_errors(f"make the links {name} and, in the other network namespace, {peer}"):
+            self._netlink.change(link_messages.NEWLINK, message, CREATE)
+
+    def make_vlan(self, lower: int, name: IfName, vlan: int, proto: VlanProto) -> None:
+        message = link_messages.pack_vlan(lower, name, vlan, proto)
+        with _kernel_errors(f"make the link {name} for VLAN {vlan} of link {lower}"):
+            self._netlink.change(link_messages.NEWLINK, message, CREATE)
+
+    def delete_link(self, ifindex: int) -> None:
+        with _kernel_errors(f"delete link {ifindex}", ignore=(errno.ENODEV,)):
+            self._netlink.change(link_messages.DELLINK, link_messages.pack_link(ifindex))
+
     def add_altnames(self, ifindex: int, names: Sequence[str]) -> None:
         for name in names:
             message = link_messages.pack_altname(ifindex, name)
@@ -139,6 +153,38 @@ class Rtnl:
         message = route_messages.pack_route(ifindex, route)
         with _kernel_errors(f"add route {route.dst}{via}", hint=hint):
             self._netlink.change(route_messages.NEWROUTE, message, CREATE)
+
+    def remove_route(self, ifindex: int, route: RouteSpec) -> None:
+        """ESRCH: there is no such route. ENODEV: it went with its link."""
+        message = route_messages.pack_route(ifindex, route)
+        with _kernel_errors(f"remove route {route.dst}", ignore=(errno.ESRCH, errno.ENODEV)):
+            self._netlink.change(route_messages.DELROUTE, message)
+
+    def routes_of(self, table: int) -> list[tuple[int, RouteSpec]]:
+        """The kernel picks them. ENOENT: nothing was ever put into that table."""
+        messages: list[bytes] = []
+        for family in route_messages.FAMILIES:
+            query = route_messages.pack_table_query(family, table)
+            with _kernel_errors(f"list the routes of table {table}", ignore=(errno.ENOENT,)):
+                messages += self._netlink.dump(route_messages.GETROUTE, query)
+        found = map(route_messages.read_route, messages)
+        return [(index, route) for index, route in found if index is not None]
+
+    def set_neighbour(self, ifindex: int, address: str, mac: Mac) -> None:
+        message = route_messages.pack_neighbour(ifindex, address, mac)
+        with _kernel_errors(f"set the MAC of {address} to {mac} on link {ifindex}"):
+            self._netlink.change(route_messages.NEWNEIGH, message, REPLACE)
+
+    def remove_neighbour(self, ifindex: int, address: str) -> None:
+        message = route_messages.pack_neighbour(ifindex, address)
+        with _kernel_errors(f"forget the MAC of {address} on link {ifindex}", ignore=_NOT_THERE):
+            self._netlink.change(route_messages.DELNEIGH, message)
+
+    def neighbours(self, ifindex: int) -> dict[str, Mac]:
+        with _kernel_errors("list the neighbours"):
+            messages = self._netlink.dump(route_messages.GETNEIGH, route_messages.pack_neighbour_query())
+        found = filter(None, map(route_messages.read_neighbour, messages))
+        return {address: mac for index, address, mac in found if index == ifindex}
 
     def routes(self, ifindex: int) -> list[RouteSpec]:
         found = (route_messages.read_route(message) for message in self._dump_routes(ifindex))
