@@ -20,7 +20,8 @@ def compile_policy(cluster: Cluster, pod: Pod) -> PodPolicy:
 
 
 class PolicyCompiler:
-    """Of one snapshot of the cluster. Work is shared between its pods: peers are looked for once per policy.
+    """Of one snapshot of the cluster, for any thread. Work is shared between its pods: peers are looked for
+    once per policy.
 
     `previous`: the compiler of an earlier snapshot; what depends on nothing that changed is taken from it.
     """

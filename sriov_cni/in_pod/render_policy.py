@@ -14,6 +14,7 @@ import msgspec
 from sriov_cni.in_pod.ip_ranges import pack
 from sriov_cni.in_pod.model import Allow, Direction, IpRange, Peers, PodPolicy, PortRange
 from sriov_cni.in_pod.objects import Proto
+from sriov_cni.in_pod.peers import Socket
 from vf_manager.kernel.nft import (
     Base,
     Chain,
@@ -46,7 +47,6 @@ _ESTABLISHED_OR_RELATED = 0b110  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_ST
 _DISCOVERY = (Within(Field.ICMPV6_TYPE, b"\x82", b"\x89"), Is(Field.ICMPV6_TYPE, b"\x8f"))
 
 _Source = TypeVar("_Source")
-_Socket = tuple[str, Proto, int]
 
 
 class _Family(msgspec.Struct, frozen=True):
@@ -227,7 +227,7 @@ def _ranges(ranges: Iterable[IpRange], family: _Family) -> Elements:
     return Elements(key=(family.type,), interval=True, entries=entries)
 
 
-def _sockets(sockets: Iterable[_Socket], family: _Family) -> Elements:
+def _sockets(sockets: Iterable[Socket], family: _Family) -> Elements:
     """Each part of a key takes four octets at least."""
     six = family.version == 6
     entries = {
