@@ -92,6 +92,12 @@ def _watched(watches: Iterable[WatchState]) -> Iterator[Metric]:
         [((watch.kind,), watch.failures) for watch in watches],
     )
     yield gauge(
+        "watch_skipped_objects",
+        "Objects of a kind that are not understood.",
+        labels,
+        [((watch.kind,), watch.skipped) for watch in watches],
+    )
+    yield gauge(
         "watch_objects",
         "Objects of a kind that are known.",
         labels,

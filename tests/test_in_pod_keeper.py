@@ -218,6 +218,28 @@ def test_labels_that_are_known_last_count_when_the_pod_is_gone(place: Place) -> 
     assert one.is_closed()
 
 
+def test_an_address_that_moves_is_in_both_sets_for_a_moment(place: Place) -> None:
+    """Packets that are on their way read each set as it is just then."""
+    sides = [{"from": [{"podSelector": {"matchLabels": {"side": side}}}]} for side in ("left", "right")]
+    place.cluster.put(pod("a"), policy("in", podSelector={}, ingress=sides))
+    place.cluster.put(pod("peer", "10.56.0.9", labels={"side": "left"}))
+    place.cluster.put(pod("other", "10.56.0.8", labels={"side": "right"}))
+    one = place.new_pod()
+    one.put(POLICY)
+    seen: list[int] = []
+
+    def count(name: str) -> None:
+        if name == "apply_nft" and one.table is not None:
+            packed = socket.inet_aton("10.56.0.9")
+            seen.append(sum(packed in elements.entries for elements in one.table.sets.values()))
+
+    place.cluster.put(pod("peer", "10.56.0.9", labels={"side": "right"}))
+    place.kernel.on_change = count
+    place.keeper.renew()
+    count("apply_nft")
+    assert seen == [1, 2, 1]
+
+
 def test_a_runtime_that_names_no_pod(place: Place) -> None:
     one = place.new_pod()
     ruled = Ruled(ifname=ETH0, options=POLICY)
