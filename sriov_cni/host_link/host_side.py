@@ -10,7 +10,7 @@ from sriov_cni.host_link.plan import HOST_TABLE, PREFIX, Linked
 from vf_manager.discovery import host_link
 from vf_manager.errors import NotFound, Refused
 from vf_manager.kernel.api import Kernel, LinkChange, LinkInfo, Links, NetnsHandle, RuleSpec
-from vf_manager.kernel.nft import Base, Chain, Field, Hook, Is, Reject, Table
+from vf_manager.kernel.nft import Base, Chain, Field, Hook, Is, Table, Verdict, VerdictKind
 from vf_manager.model import IfName, Netdev, VlanProto
 
 GUARD = "sriov_underlay_links"
@@ -20,7 +20,7 @@ _GUARD = Table(
     name=GUARD,
     chains={
         "forward": Chain(
-            rules=((Is(Field.IIFNAME, PREFIX.encode()), Reject()),),
+            rules=((Is(Field.IIFNAME, PREFIX.encode()), Verdict(VerdictKind.DROP)),),
             base=Base("filter", Hook.FORWARD, 0),
         )
     },
