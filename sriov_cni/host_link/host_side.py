@@ -14,6 +14,7 @@ from vf_manager.kernel.nft import Base, Chain, Field, Hook, Is, Table, Verdict, 
 from vf_manager.model import IfName, Netdev, VlanProto
 
 GUARD = "sriov_underlay_links"
+_SYSCTLS = (("forwarding", "0"), ("accept_redirects", "0"), ("rp_filter", "1"))  # of IPv4
 
 # A pod, or a machine on its VLAN, reaches the node by such a link, and nothing behind the node.
 _GUARD = Table(
@@ -113,9 +114,10 @@ def _make_vlan(ground: Ground, linked: Linked) -> None:
 
 
 def set_up(kernel: Kernel, netns: NetnsHandle, links: Links, netdev: Netdev, *, six: bool) -> None:
-    """Nobody at the other end may tell where routes go, nor use the link as a way through."""
+    """Nobody at the other end may tell where routes go, use the link as a way through, or send by it from an
+    address that is not answered by it."""
     four, conf6 = f"net/ipv4/conf/{netdev.name}", f"net/ipv6/conf/{netdev.name}"
-    sysctls = [(f"{four}/forwarding", "0"), (f"{four}/accept_redirects", "0")]
+    sysctls = [(f"{four}/{name}", value) for name, value in _SYSCTLS]
     sysctls += [(f"{conf6}/accept_ra", "0"), (f"{conf6}/accept_redirects", "0")]
     kernel.write_sysctls(netns, [*sysctls, *([(f"{conf6}/disable_ipv6", "0")] if six else [])])
     if not netdev.up:
