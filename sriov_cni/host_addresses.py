@@ -42,8 +42,10 @@ def node_addresses(host: Links) -> dict[str, int]:
     other = host.read(name=_CLUSTER_IPS)
     found: dict[str, int] = {}
     for ifindex, text in sorted(host.all_addresses(), key=lambda pair: pair[0]):
+        if other is not None and ifindex == other.netdev.ifindex:
+            continue  # thousands, maybe
         address = ipaddress.ip_interface(text)
-        if _is_reached(address) and (other is None or ifindex != other.netdev.ifindex):
+        if _is_reached(address):
             found.setdefault(str(address.ip), ifindex)
     return found
 

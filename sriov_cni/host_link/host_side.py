@@ -10,17 +10,18 @@ from sriov_cni.host_link.plan import HOST_TABLE, PREFIX, Linked
 from vf_manager.discovery import host_link
 from vf_manager.errors import NotFound, Refused
 from vf_manager.kernel.api import Kernel, LinkChange, LinkInfo, Links, NetnsHandle, RuleSpec
-from vf_manager.kernel.nft import Base, Chain, Field, Hook, Is, Reject, Table
+from vf_manager.kernel.nft import Base, Chain, Field, Hook, Is, Table, Verdict, VerdictKind
 from vf_manager.model import IfName, Netdev, VlanProto
 
 GUARD = "sriov_underlay_links"
+_SYSCTLS = (("forwarding", "0"), ("accept_redirects", "0"), ("rp_filter", "1"))  # of IPv4
 
 # A pod, or a machine on its VLAN, reaches the node by such a link, and nothing behind the node.
 _GUARD = Table(
     name=GUARD,
     chains={
         "forward": Chain(
-            rules=((Is(Field.IIFNAME, PREFIX.encode()), Reject()),),
+            rules=((Is(Field.IIFNAME, PREFIX.encode()), Verdict(VerdictKind.DROP)),),
             base=Base("filter", Hook.FORWARD, 0),
         )
     },
@@ -113,9 +114,10 @@ def _make_vlan(ground: Ground, linked: Linked) -> None:
 
 
 def set_up(kernel: Kernel, netns: NetnsHandle, links: Links, netdev: Netdev, *, six: bool) -> None:
-    """Nobody at the other end may tell where routes go, nor use the link as a way through."""
+    """Nobody at the other end may tell where routes go, use the link as a way through, or send by it from an
+    address that is not answered by it."""
     four, conf6 = f"net/ipv4/conf/{netdev.name}", f"net/ipv6/conf/{netdev.name}"
-    sysctls = [(f"{four}/forwarding", "0"), (f"{four}/accept_redirects", "0")]
+    sysctls = [(f"{four}/{name}", value) for name, value in _SYSCTLS]
     sysctls += [(f"{conf6}/accept_ra", "0"), (f"{conf6}/accept_redirects", "0")]
     kernel.write_sysctls(netns, [*sysctls, *([(f"{conf6}/disable_ipv6", "0")] if six else [])])
     if not netdev.up:

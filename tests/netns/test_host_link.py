@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hw_tests.runtime import CniError
+from sriov_cni.host_link.host_side import GUARD
 from tests.kernel_contract import Space
 from tests.netns.namespaces import LinuxWorld, add_veth, ip
 from tests.netns.talk import Reply, Server, ask
@@ -122,6 +123,10 @@ class TestVeth:
                 ip("route", "add", f"{far}/{width}", "dev", LINK, space=pod.space)
                 with pytest.raises(OSError):
                     ask(pod.space, far, 82, timeout_s=1)
+            subprocess.run(["nft", "delete", "table", "inet", GUARD], check=True)
+            assert ask(pod.space, "2001:db8::9", 82).server == "far", (
+                "it is the guard that keeps IPv6 from it"
+            )
 
     def test_with_strict_reverse_path_filters(self, world: LinuxWorld, behind: Space) -> None:
         Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text("1")
