@@ -3,17 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import msgspec
 import pytest
+from hypothesis import given
 
 from sriov_cni.host_addresses import node_addresses
 from sriov_cni.host_link.host_side import GUARD
-from sriov_cni.host_link.plan import HOST_TABLE, PREFIX
+from sriov_cni.host_link.options import HostLink
+from sriov_cni.host_link.plan import HOST_TABLE, PREFIX, HostRoute, Node, PodRoute, cidr, plan_pieces
+from sriov_cni.host_link.plan import Linked as LinkPlan
+from sriov_cni.ipam.config import IpamResult
 from sriov_cni.reconcile import Reconciler
+from sriov_cni.spec import IpConfig
 from tests.cni_world import PF0, World, conf_of, error_of, quiet_log, result_of
 from tests.fake_kernel import FakeLink
 from vf_manager.kernel.api import LinkChange, RouteSpec, RuleSpec
-from vf_manager.model import IfName, Inventory, PciAddress
+from vf_manager.model import IfName, Inventory, PciAddress, parse_mac
 
 KINDS = ("pf", "veth")
 NODE = {"192.0.2.1/24", "2001:db8::1/64"}
@@ -222,3 +228,43 @@ def test_what_the_node_sends_alone_looks_up_its_routes(world: World) -> None:
         RuleSpec(source=everything, table=HOST_TABLE, priority=HOST_TABLE, iif=lo)
         for everything in ("0.0.0.0/0", "::/0")
     ]
+
+
+def test_nobody_at_the_other_end_changes_routes(world: World) -> None:
+    linked = Linked(world, "veth").add()
+    for netns, name in ((1, made(world)[0]), (linked.pod, "host-net1")):
+        for key, value in (
+            ("ipv4", ("forwarding", "0")),
+            ("ipv4", ("rp_filter", "1")),
+            ("ipv6", ("accept_ra", "0")),
+            ("ipv6", ("disable_ipv6", "0")),
+        ):
+            assert world.kernel.sysctls[netns, f"net/{key}/conf/{name}/{value[0]}"] == value[1]
+
+
+ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
+
+
+@given(
+    st.lists(ADDRESSES, min_size=1, max_size=3, unique=True), st.dictionaries(ADDRESSES, st.integers(1, 9))
+)
+def test_a_plan_leads_to_the_nodes_addresses_and_nowhere_else(own: list[str], node: dict[str, int]) -> None:
+    given_by_ipam = IpamResult(ips=tuple(IpConfig(address=cidr(address)) for address in own))
+    linked = LinkPlan(kind=HostLink.VETH, key="c1@eth0", pci=PF0, pf=PF0, ifname=IfName("eth0"))
+    seen = Node(ifindex=3, addresses=node, by_link=frozenset(list(node)[:2]))
+    pieces = plan_pieces(linked, given_by_ipam, seen)
+    assert len(set(pieces)) == len(pieces)
+    to_node = {piece.dst for piece in pieces if isinstance(piece, PodRoute)}
+    assert to_node <= {cidr(address) for address in node if address not in own}
+    assert {piece.dst for piece in pieces if isinstance(piece, HostRoute)} == {cidr(a) for a in own}
+    assert all(piece.source in (None, *node) for piece in pieces if isinstance(piece, HostRoute))
+    assert {(":" in dst) for dst in to_node} <= {(":" in address) for address in own}
+
+
+@given(st.text("abc123", min_size=1, max_size=20), st.integers(1, 4094))
+def test_names_fit(key: str, vlan: int) -> None:
+    linked = LinkPlan(kind=HostLink.PF, key=key, pci=PF0, pf=PF0, ifname=IfName("a-long-name-123"), vlan=vlan)
+    for name in (linked.host_name, linked.pod_name, linked.vlan_name):
+        assert len(name) <= 15
+    assert linked.mark >= 0x8000_0000
+    assert parse_mac(linked.mac)
