@@ -199,6 +199,31 @@ def test_a_pod_is_judged_by_its_own_labels(place: Place) -> None:
         assert "services" not in one.table.chains
 
 
+def test_a_peer_that_moves_between_rules_is_in_both_for_a_moment(place: Place) -> None:
+    """Services change with the first of the two steps."""
+
+    def rules(app: str, port: int) -> dict[str, Any]:
+        return {"from": [{"podSelector": {"matchLabels": {"app": app}}}], "ports": [{"port": port}]}
+
+    place.cluster.put(policy("in", podSelector={}, ingress=[rules("b", 80), rules("c", 81)]))
+    place.cluster.put(pod("a"), pod("peer", "10.56.0.8", labels={"app": "b"}))
+    one = place.new_pod()
+    one.put(BOTH)
+    seen: list[int] = []
+
+    def count_peers(name: str) -> None:
+        if name == "apply_nft" and one.table is not None:
+            sets = one.table.sets
+            seen.append(sum(socket.inet_aton("10.56.0.8") in sets[name].entries for name in sets))
+
+    place.kernel.on_change = count_peers
+    place.cluster.put(pod("peer", "10.56.0.8", labels={"app": "c"}), endpoints("web", "10.56.0.9"))
+    place.keeper.renew()
+    count_peers("apply_nft")
+    assert seen == [1, 2, 1]
+    assert one.endpoints_of() == {"10.56.0.9"}
+
+
 def test_another_pod_of_the_same_name(place: Place) -> None:
     place.cluster.put(pod("a"))
     one = place.new_pod()

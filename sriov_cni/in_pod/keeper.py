@@ -20,6 +20,7 @@ from sriov_cni.attachment import Attachment, Sandbox
 from sriov_cni.ground import opened_sandbox, wait_until
 from sriov_cni.in_pod.objects import Cluster, Pod
 from sriov_cni.in_pod.options import InPod, Ruled, Unsynced
+from sriov_cni.in_pod.policy_steps import table_between
 from sriov_cni.in_pod.rule_book import Ask, RuleBook
 from sriov_cni.in_pod.stale_flows import stale_flows
 from sriov_cni.in_pod.step import ruled_of
@@ -214,13 +215,19 @@ class RuleKeeper:
             return
         before, rules.applied, rules.is_there = rules.applied, None, True
         try:
-            self._kernel.apply_nft(netns, before, wanted)
+            self._change(netns, before, wanted)
         except KernelError:
             if before is None:
                 raise
-            self._kernel.apply_nft(netns, None, wanted)  # what is there is not what it was
+            self._change(netns, None, wanted)  # what is there is not what it was
         rules.applied = wanted
         self._flush(netns, book, rules)
+
+    def _change(self, netns: NetnsHandle, before: Table | None, wanted: Table) -> None:
+        if before is not None and (between := table_between(before, wanted)) is not None:
+            self._kernel.apply_nft(netns, before, between)
+            before = between
+        self._kernel.apply_nft(netns, before, wanted)
 
     def _flush(self, netns: NetnsHandle, book: RuleBook, rules: _PodRules) -> None:
         """UDP has no end of a connection: a flow to an endpoint that is gone would go on for ever."""
