@@ -20,8 +20,7 @@ from sriov_cni.attachment import Attachment, Sandbox
 from sriov_cni.ground import opened_sandbox, wait_until
 from sriov_cni.in_pod.objects import Cluster, Pod
 from sriov_cni.in_pod.options import InPod, Ruled, Unsynced
-from sriov_cni.in_pod.policy_steps import step_between
-from sriov_cni.in_pod.render_policy import PolicyParts
+from sriov_cni.in_pod.policy_steps import table_between
 from sriov_cni.in_pod.rule_book import Ask, RuleBook
 from sriov_cni.in_pod.stale_flows import stale_flows
 from sriov_cni.in_pod.step import ruled_of
@@ -34,7 +33,6 @@ from vf_manager.model import IfName
 _COALESCE_S = 0.1
 _LOOK_S = 30.0
 _POLICY = InPod(policy=True)
-NO_POLICY = PolicyParts({}, {})
 
 
 class Knowledge(IntEnum):
@@ -70,7 +68,6 @@ class _PodRules:
     interfaces: dict[IfName, Ruled] = field(default_factory=dict)
     pod: Pod | None = None
     applied: Table | None = None
-    policy: PolicyParts = NO_POLICY  # of `applied`
     is_there: bool = False
     trouble: str = ""
 
@@ -213,26 +210,24 @@ class RuleKeeper:
 
     def _bring_up_to_date(self, rules: _PodRules, netns: NetnsHandle, book: RuleBook) -> None:
         rules.pod = self._find_pod(rules, book.cluster) or rules.pod
-        ask = self._ask(rules)
-        policy = book.parts_for(ask)
-        wanted = book.table_for(ask, policy)
+        wanted = book.table_for(self._ask(rules))
         if wanted == rules.applied:
             return
-        if rules.applied is not None and (between := step_between(rules.policy, policy)) is not None:
-            self._apply(rules, netns, book.table_for(ask, between))
-        self._apply(rules, netns, wanted)
-        rules.policy = policy
-        self._flush(netns, book, rules)
-
-    def _apply(self, rules: _PodRules, netns: NetnsHandle, wanted: Table) -> None:
         before, rules.applied, rules.is_there = rules.applied, None, True
         try:
-            self._kernel.apply_nft(netns, before, wanted)
+            self._change(netns, before, wanted)
         except KernelError:
             if before is None:
                 raise
-            self._kernel.apply_nft(netns, None, wanted)  # what is there is not what it was
+            self._change(netns, None, wanted)  # what is there is not what it was
         rules.applied = wanted
+        self._flush(netns, book, rules)
+
+    def _change(self, netns: NetnsHandle, before: Table | None, wanted: Table) -> None:
+        if before is not None and (between := table_between(before, wanted)) is not None:
+            self._kernel.apply_nft(netns, before, between)
+            before = between
+        self._kernel.apply_nft(netns, before, wanted)
 
     def _flush(self, netns: NetnsHandle, book: RuleBook, rules: _PodRules) -> None:
         """UDP has no end of a connection: a flow to an endpoint that is gone would go on for ever."""

@@ -9,8 +9,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sriov_cni.in_pod.render_policy import PolicyParts
-from vf_manager.kernel.nft import Elements, Type
+from sriov_cni.in_pod.render_policy import PolicyParts, policy_parts_of
+from vf_manager.kernel.nft import Elements, Table, Type
+
+
+def table_between(old: Table, new: Table) -> Table | None:
+    """That step as a whole table, with the services of `new`."""
+    between = step_between(policy_parts_of(old), policy_parts_of(new))
+    return Table(new.name, {**new.sets, **between.sets}, new.chains) if between else None
 
 
 def step_between(old: PolicyParts, new: PolicyParts) -> PolicyParts | None:

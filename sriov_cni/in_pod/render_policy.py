@@ -26,6 +26,7 @@ from vf_manager.kernel.nft import (
     Is,
     Rule,
     Statement,
+    Table,
     Type,
     Verdict,
     VerdictKind,
@@ -34,6 +35,13 @@ from vf_manager.kernel.nft import (
 
 POLICY_IFS = "policy_ifs"  # a set of the table: the interfaces of the pod that policies are for
 _NODE_ADDRESSES = "node_addresses"
+_PARTS = (
+    _NODE_ADDRESSES,
+    "peers-",
+    "sockets-",
+    "ports-",
+    "policy-",
+)  # how the names of all that is here begin
 _LONGEST_NAME = 40  # the kernel takes 255 octets (NFT_NAME_MAXLEN); people read less
 
 _ACCEPT, _DROP = Verdict(VerdictKind.ACCEPT), Verdict(VerdictKind.DROP)
@@ -75,6 +83,12 @@ class PolicyParts(msgspec.Struct, frozen=True):
 
     sets: Mapping[str, Elements]
     chains: Mapping[str, Chain]
+
+
+def policy_parts_of(table: Table) -> PolicyParts:
+    """Those that are in a pod's table."""
+    sets = {name: elements for name, elements in table.sets.items() if name.startswith(_PARTS)}
+    return PolicyParts(sets, {name: chain for name, chain in table.chains.items() if name.startswith(_PARTS)})
 
 
 class PolicyRenderer:

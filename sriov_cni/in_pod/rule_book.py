@@ -12,7 +12,7 @@ import msgspec
 from sriov_cni.in_pod.model import PodPolicy, ServiceTable
 from sriov_cni.in_pod.objects import ZONE_LABEL, Cluster, Node, Pod
 from sriov_cni.in_pod.policies import PolicyCompiler
-from sriov_cni.in_pod.render_policy import PolicyParts, PolicyRenderer
+from sriov_cni.in_pod.render_policy import PolicyRenderer
 from sriov_cni.in_pod.render_services import ServiceRenderer
 from sriov_cni.in_pod.service_endpoints import Place
 from sriov_cni.in_pod.services import ServiceCompiler
@@ -62,14 +62,14 @@ class RuleBook:
         with self._guard:
             return self._policies.compile(ask.pod)
 
-    def parts_for(self, ask: Ask) -> PolicyParts:
-        """Of the pod's table, what its policies make."""
-        policy = self.policy_for(ask)
-        with self._guard:
-            return self._renderer.render(policy)
-
-    def table_for(self, ask: Ask, policy: PolicyParts) -> Table:
-        return assemble(ask.services, ask.policy, [*([self._parts] if ask.services else []), policy])
+    def table_for(self, ask: Ask) -> Table:
+        parts = [self._parts] if ask.services else []
+        if ask.policy:
+            policy = self.policy_for(ask)
+            with self._guard:
+                found = self._renderer.render(policy)
+            parts.append(Parts(found.sets, found.chains))
+        return assemble(ask.services, ask.policy, parts)
 
 
 class RuleBooks:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from sriov_cni.in_pod.render_policy import POLICY_IFS, PolicyParts
+from sriov_cni.in_pod.render_policy import POLICY_IFS
 from sriov_cni.in_pod.service_chains import SERVICE_IFS
 from vf_manager.kernel.nft import Chain, Elements, Table, Type
 from vf_manager.model import IfName
@@ -19,9 +19,7 @@ class Parts(msgspec.Struct, frozen=True):
     chains: Mapping[str, Chain] = {}
 
 
-def assemble(
-    service_ifs: frozenset[IfName], policy_ifs: frozenset[IfName], parts: Iterable[Parts | PolicyParts]
-) -> Table:
+def assemble(service_ifs: frozenset[IfName], policy_ifs: frozenset[IfName], parts: Iterable[Parts]) -> Table:
     """`service_ifs`, `policy_ifs`: the pod's interfaces that they are for."""
     sets: dict[str, Elements] = {}
     chains: dict[str, Chain] = {}
