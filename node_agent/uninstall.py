@@ -68,15 +68,17 @@ class Uninstall:
 
     def _run_agents(self) -> str | None:
         """One that serves until nothing is held, then one that removes the VFs. Calls are answered meanwhile,
-        so there may be something to hold again."""
+        so there may be something to hold again. A VF without a record may be in use all the same: by its
+        device node, or since the kubelet has not seen the end of its pod yet."""
         while not self._stop.is_set():
             kind = next((kind for kind in (ATTACHMENTS, CHAIN) if self._held(kind)), None)
             if kind != ATTACHMENTS:
                 self._take_away(self._when_ready)
             if kind is not None:
-                failure = self._run_agent_while_held(kind)
+                self._log.info("uninstalling when these are gone", of=kind, count=len(self._held(kind)))
+                failure = self._run_agent(without_pools(self._config), self._none_held(kind))
             else:
-                failure = self._run_agent(without_vfs(self._config), self._stop_agent)
+                failure = self._run_agent(without_vfs(self._config), Agent.has_settled)
             if failure is not None:
                 return failure
             if kind is None and not self._held(ATTACHMENTS) and not self._held(CHAIN):
@@ -86,31 +88,25 @@ class Uninstall:
     def stop(self) -> None:
         """From a signal handler's thread."""
         self._stop.set()
-        self._stop_agent()
-
-    def _run_agent(self, config: AgentConfig, on_ready: Callable[[], None]) -> str | None:
-        self._agent = self._make_agent(config, on_ready=on_ready)
-        if self._stop.is_set():  # it was before there was an agent to stop
-            self._agent.stop()
-        return self._agent.run()
-
-    def _stop_agent(self) -> None:
         if self._agent is not None:
             self._agent.stop()
 
-    def _run_agent_while_held(self, kind: str) -> str | None:
+    def _run_agent(self, config: AgentConfig, is_done: Callable[[Agent], bool]) -> str | None:
         def watch() -> None:
-            agent = self._agent
-            assert agent is not None
-            while self._held(kind) and not self._stop.wait(_POLL_S):
+            while not is_done(agent) and not self._stop.wait(_POLL_S):
                 agent.take_back_lost()
             agent.stop()
 
         def start_watch() -> None:
             threading.Thread(target=watch, name="uninstall", daemon=True).start()
 
-        self._log.info("uninstalling when these are gone", of=kind, count=len(self._held(kind)))
-        return self._run_agent(without_pools(self._config), start_watch)
+        self._agent = agent = self._make_agent(config, on_ready=start_watch)
+        if self._stop.is_set():  # it was before there was an agent to stop
+            agent.stop()
+        return agent.run()
+
+    def _none_held(self, kind: str) -> Callable[[Agent], bool]:
+        return lambda _: not self._held(kind)
 
     def _held(self, kind: str) -> list[Path]:
         """A record for each attachment that an agent has to undo."""

@@ -112,3 +112,20 @@ def test_no_network_and_no_pool_to_adopt_is_left(change: Callable[[AgentConfig],
     assert config.networks == ()
     assert config.fallback == "/etc/cni/net.d/10-plain.conflist"
     assert [(pool.name, pool.vfs and pool.vfs.count) for pool in config.pools] in ([], [("fast", 0)])
+
+
+def test_a_vf_that_the_kubelet_has_given_away_is_waited_for(node: Node) -> None:
+    """Without a record of ours: its pod uses the device node, or the DEL has come and the end has not."""
+    files = node.root / "device-info"
+    with running(node):
+        node.kubelet.wait_devices(FAST, 3)
+        node.kubelet.allocate("default", "pod-a", FAST)
+        assert len(list(files.iterdir())) == 1
+    with Leaving(node) as leaving:
+        eventually(lambda: len(node.events("ready")) == 2, "an agent is there")
+        assert len(node.vfs(PF0)) == 3
+        assert leaving.executable.exists()
+        node.kubelet.free("default", "pod-a")
+        eventually(lambda: node.events("uninstalled"), "it is uninstalled")
+        assert node.vfs(PF0) == []
+        assert list(files.iterdir()) == []
