@@ -116,7 +116,8 @@ def test_no_network_and_no_pool_to_adopt_is_left(change: Callable[[AgentConfig],
 
 def test_a_vf_that_the_kubelet_has_given_away_is_waited_for(node: Node) -> None:
     """Without a record of ours: its pod uses the device node, or the DEL has come and the end has not."""
-    files = node.root / "device-info"
+    files, pod = node.root / "device-info", node.root / "pod-a"
+    node.kernel.new_pod(pod)
     with running(node):
         node.kubelet.wait_devices(FAST, 3)
         node.kubelet.allocate("default", "pod-a", FAST)
@@ -126,6 +127,7 @@ def test_a_vf_that_the_kubelet_has_given_away_is_waited_for(node: Node) -> None:
         assert len(node.vfs(PF0)) == 3
         assert leaving.executable.exists()
         node.kubelet.free("default", "pod-a")
+        assert node.call("DEL", {}, pod).exit_code == 0  # after each it looks at once, and not 5 s later
         eventually(lambda: node.events("uninstalled"), "it is uninstalled")
         assert node.vfs(PF0) == []
         assert list(files.iterdir()) == []
