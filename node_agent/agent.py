@@ -290,6 +290,13 @@ class Agent:
         """What the chain attached and nobody will send a DEL for; at other times `reconcile` looks."""
         self._chain.recover()
 
+    def has_settled(self) -> bool:
+        """Whether VFs are as the config wants them, as far as can be; then no file tells of a former one."""
+        if self._provisioning.trouble or not self._provisioning.last.is_settled:
+            return False
+        self._advertiser.publish()
+        return True
+
     def _start_threads(self) -> None:
         stop = self._supervisor.stop
         self._supervisor.start("cni", self._server.serve)

@@ -11,7 +11,6 @@ the one that made the pod (go-cni, in containerd 1.6). The plugins of the next o
 those that try to delete it fail for as long as the runtime asks: bridge says "operation not supported".
 """
 
-import functools
 import shutil
 import threading
 from collections.abc import Callable, Container, Sequence
@@ -105,16 +104,16 @@ class Uninstall:
 
     def _run_agents(self) -> str | None:
         """One that serves until nothing is held, then one that removes the VFs. Calls are answered meanwhile,
-        so there may be something to hold again."""
+        so there may be something to hold again. A VF without a record may be in use all the same: by its
+        device node, or since the kubelet has not seen the end of its pod yet."""
         while not self._stop.is_set():
             held = self._held()
             if not held.is_attached:
                 self._take_away(self._when_ready)
             if held:
-                stop_after = functools.partial(self._stop_after, held.is_attached)
-                failure = self._run_agent(without_pools(self._config), stop_after)
+                failure = self._run_agent(without_pools(self._config), self._until_past(held))
             else:
-                failure = self._run_agent(without_vfs(self._config), self._stop_agent)
+                failure = self._run_agent(without_vfs(self._config), Agent.has_settled)
             if failure is not None:
                 return failure
             if not held and not self._held():
@@ -124,34 +123,36 @@ class Uninstall:
     def stop(self) -> None:
         """From a signal handler's thread."""
         self._stop.set()
-        self._stop_agent()
-
-    def _run_agent(self, config: AgentConfig, on_ready: Callable[[], None]) -> str | None:
-        self._agent = self._make_agent(config, on_ready=on_ready)
-        if self._stop.is_set():  # it was before there was an agent to stop
-            self._agent.stop()
-        return self._agent.run()
-
-    def _stop_agent(self) -> None:
         if self._agent is not None:
             self._agent.stop()
 
-    def _stop_after(self, is_attached: bool) -> None:
-        """Stop the agent once nothing holds it any more, or no attachment where one did."""
-        agent = self._agent
-        assert agent is not None
-
+    def _run_agent(self, config: AgentConfig, is_done: Callable[[Agent], bool]) -> str | None:
         def watch() -> None:
-            said = _NOTHING
-            while (held := self._held()) and held.is_attached is is_attached and not self._stop.is_set():
-                if held != said:
-                    self._log.info("uninstalling when the last pod is gone", **msgspec.structs.asdict(held))
-                said = held
+            while not is_done(agent) and not self._stop.wait(_POLL_S):
                 agent.take_back_lost()
-                self._stop.wait(_POLL_S)
             agent.stop()
 
-        threading.Thread(target=watch, name="uninstall", daemon=True).start()
+        def start_watch() -> None:
+            threading.Thread(target=watch, name="uninstall", daemon=True).start()
+
+        self._agent = agent = self._make_agent(config, on_ready=start_watch)
+        if self._stop.is_set():  # it was before there was an agent to stop
+            agent.stop()
+        return agent.run()
+
+    def _until_past(self, began: Held) -> Callable[[Agent], bool]:
+        """Nothing holds the agent any more, or no attachment where one did. Says what does, when it changes."""
+        said = _NOTHING
+
+        def is_past(_: Agent) -> bool:
+            nonlocal said
+            held = self._held()
+            if held and held != said:
+                self._log.info("uninstalling when the last pod is gone", **msgspec.structs.asdict(held))
+            said = held
+            return not held or held.is_attached is not began.is_attached
+
+        return is_past
 
     def _held(self) -> Held:
         vfs, chained = (len(list((self._run_dir / name).glob("[!.]*.json"))) for name in (ATTACHMENTS, CHAIN))

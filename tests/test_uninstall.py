@@ -116,8 +116,8 @@ def test_a_kubelet_that_does_not_answer_is_waited_for(node: Node) -> None:
     dead = socket.socket(socket.AF_UNIX)
     path = node.root / "kubelet" / POD_RESOURCES
     path.unlink(missing_ok=True)
+    dead.bind(str(path))
     with contextlib.closing(dead), Leaving(node):
-        dead.bind(str(path))
         eventually(lambda: node.events(WAITS), "it waits")
         assert node.events(WAITS)[0]["reason"].startswith("ask the kubelet for who holds which device: ")
         assert len(node.vfs(PF0)) == 3
@@ -160,3 +160,22 @@ def test_no_network_and_no_pool_to_adopt_is_left(change: Callable[[AgentConfig],
     assert config.networks == ()
     assert config.fallback == "/etc/cni/net.d/10-plain.conflist"
     assert [(pool.name, pool.vfs and pool.vfs.count) for pool in config.pools] in ([], [("fast", 0)])
+
+
+def test_a_vf_that_the_kubelet_has_given_away_is_waited_for(node: Node) -> None:
+    """Without a record of ours: its pod uses the device node, or the DEL has come and the end has not."""
+    files, pod = node.root / "device-info", node.root / "pod-a"
+    node.kernel.new_pod(pod)
+    with running(node):
+        node.kubelet.wait_devices(FAST, 3)
+        node.kubelet.allocate("default", "pod-a", FAST)
+        assert len(list(files.iterdir())) == 1
+    with Leaving(node) as leaving:
+        eventually(lambda: len(node.events("ready")) == 2, "an agent is there")
+        assert len(node.vfs(PF0)) == 3
+        assert leaving.executable.exists()
+        node.kubelet.free("default", "pod-a")
+        assert node.call("DEL", {}, pod).exit_code == 0  # after each it looks at once, and not 5 s later
+        eventually(lambda: node.events("uninstalled"), "it is uninstalled")
+        assert node.vfs(PF0) == []
+        assert list(files.iterdir()) == []

@@ -123,7 +123,7 @@ class ClusterNode:
             str(path.relative_to(self.folder))
             for place in self.places.values()
             for path in (self.folder / place).rglob("*")
-            if ("sriov" in path.name and path.parent.name != "results") or place in ("run", "device-info")
+            if ("sriov" in path.name and path.parent.name != "results") or place == "run"
         )
 
     def wipe(self) -> None:
