@@ -118,9 +118,9 @@ def without_other_devices(one: Object) -> Object:
 
 
 def interfaces(pod: SandboxPod) -> dict[str, str]:
-    """The first address of each interface but lo."""
+    """The first address of each interface but lo, by name. Their indexes are those of the VFs on the node."""
     links = ip_json("-n", pod.netns, "-4", "address", "show", "scope", "global")
-    return {link["ifname"]: link["addr_info"][0]["local"] for link in links}
+    return dict(sorted((link["ifname"], link["addr_info"][0]["local"]) for link in links))
 
 
 def mtus(pod: SandboxPod) -> dict[str, int]:

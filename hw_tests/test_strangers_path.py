@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 NAMES = {"NODE": socket.gethostname(), "POD": "trainer"}
 PATIENCE_S = 60.0
+POLL_S = 0.5
 PLACES = ("/etc/cni/net.d", "/etc/systemd", "/etc/udev", "/opt", "/run/sriov-underlay", "/usr/local/bin")
 
 
@@ -61,6 +62,7 @@ def type_in(ground: Playground, step: Command, **env: str) -> str:
         if time.monotonic() > deadline or not expected.says:
             what = f"{step.page}, {step.section}: {step.text}"
             pytest.fail(f"{what}\nended with {code}, not {expected}; it said\n{said}")
+        time.sleep(POLL_S)
 
 
 def traces() -> dict[str, list[str]]:
@@ -100,4 +102,3 @@ def test_the_first_page(ground: Playground, tmp_path: Path) -> None:
         assert isinstance(step, Command)
         type_in(ground, step, EDITOR=f"cp {tmp_path / 'config.yaml'}")
     wait_until(lambda: "7 of 7 VFs" in ground.run("sriovctl vfs")[1], "seven VFs", PATIENCE_S)
-    walk(ground, [step for step in steps(UPGRADE) if step.section == "Uninstall" and "POD" not in str(step)])

@@ -55,7 +55,7 @@ class Playground:
     def run(self, command: str, **env: str) -> tuple[int, str]:
         """As a person types it, in the project's folder: the exit code, and all that it said."""
         print(f"$ {command}", flush=True)
-        # Into a file: a pipe would be waited for until the agent that the command started has ended, too.
+        # Into a file: a pipe is waited for as long as anything that the command left running holds it.
         with tempfile.TemporaryFile("w+") as said:
             code = subprocess.run(
                 ["bash", "-c", command],
