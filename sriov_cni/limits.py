@@ -38,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int | None, meaning("refuses a higher `max_tx_rate` in Mbit/s, and none", low=1)
     ] = None
     mtu: Annotated[int | None, meaning("refuses a larger `mtu`", low=68, high=65535)] = None
+    host_link: Annotated[bool | None, meaning("`false` refuses `hostLink`, a way to the node")] = None
 
 
 def check_limits(limits: Limits, key: str) -> None:
@@ -69,6 +70,8 @@ def refuse_beyond(limits: Limits, asked: Asked, pool: str) -> None:
         raise _refused("max_tx_rate", what, pool, "maxTxRateMbps", str(limits.max_tx_rate_mbps))
     if limits.mtu is not None and (asked.mtu or 0) > limits.mtu:
         raise _refused("mtu", str(asked.mtu), pool, "mtu", str(limits.mtu))
+    if limits.host_link is False and asked.host_link is not None:
+        raise _refused("hostLink", asked.host_link, pool, "hostLink", "false")
 
 
 def refuse_what_needs_a_pf(change: VfChange, who: str) -> None:

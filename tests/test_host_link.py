@@ -161,6 +161,22 @@ def test_addresses_of_the_node_that_come_and_go(world: World, kind: str) -> None
     assert set(linked.link().neighbours) == ({"203.0.113.5"} if kind == "pf" else set())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pf_that_is_unplugged(world: World, kind: str) -> None:
+    """With its VFs, and the links for VLANs on it. The pod lives on."""
+    linked, kernel = Linked(world, kind, vlan=100).add(), world.kernel
+    gone = {PF0, *world.vfs(PF0)}
+    kernel.functions = {pci: function for pci, function in kernel.functions.items() if pci not in gone}
+    for link in [link for links in kernel.namespaces.values() for link in links if link.parent in gone]:
+        kernel.drop_link(link)
+    reconciler(world).look()
+    linked.delete()
+    assert made(world) == []
+    assert kernel.rules[1] == kernel.rules[linked.pod] == []
+    assert GUARD not in kernel.nft[1]
+    assert kernel.find("host-net1", linked.pod) is None
+
+
 def test_a_pod_with_another_way_to_the_node_keeps_it(world: World) -> None:
     """Its own eth0, of the cluster network; the answer from the VF's address takes the link all the same."""
     linked = Linked(world, "veth", ipam=conf_of("")["ipam"] | {"routes": []})
