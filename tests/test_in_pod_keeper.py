@@ -243,6 +243,24 @@ def test_labels_that_are_known_last_count_when_the_pod_is_gone(place: Place) -> 
     assert one.is_closed()
 
 
+def test_what_an_add_knows_is_not_undone_by_somebody_who_looked_before(place: Place) -> None:
+    """The thread that renews looks once for all pods, and comes to this one after the ADD."""
+    place.cluster.put(pod("a"), pod("b"))
+    one, two = place.new_pod("a"), place.new_pod("b")
+    one.put()
+    two.put()
+
+    def add_meanwhile(_: str) -> None:
+        place.kernel.on_change = lambda _: None
+        place.cluster.put(policy("deny", **DENY))
+        two.put(POLICY, NET1)
+
+    place.kernel.on_change = add_meanwhile
+    place.cluster.put(endpoints("web", "10.56.0.9"))
+    place.keeper.renew()
+    assert two.is_closed()
+
+
 def test_a_runtime_that_names_no_pod(place: Place) -> None:
     one = place.new_pod()
     ruled = Ruled(ifname=ETH0, options=POLICY)

@@ -15,6 +15,7 @@ from tests.nft_tables import (
     UDP,
     address,
     filter_table,
+    interfaces,
     ranges,
     service_table,
 )
@@ -172,15 +173,25 @@ class TestChanges:
     def test_a_memory_stays_when_a_table_is_replaced(self) -> None:
         table = service_table({AT: [("10.1.0.1", 8080)]}, sticky_s=10)
         shapes = {name: shape_of(elements) for name, elements in table.sets.items()}
-        found = words(create(table, Memo(), Found(("services",), shapes)))
+        found = words(create(table, Memo(), Found({"services": None}, shapes)))
         assert "delete set live" in found
         assert not [said for said in found if said.endswith("sticky")]
+
+    @pytest.mark.parametrize("base", [INPUT, Base(INPUT.kind, INPUT.hook, 5), None])
+    def test_a_chain_of_the_right_place_stays(self, base: Base | None) -> None:
+        """And sets keep their elements for whoever goes by the old rules, save for those that lead to
+        chains."""
+        table = filter_table(INPUT, (ACCEPT,), sets={"ifs": interfaces("eth0")})
+        shapes = {"ifs": shape_of(table.sets["ifs"])}
+        found = words(create(table, Memo(), Found({"base": base}, shapes)))
+        assert ("delete chain base" in found, "add chain base" in found) == (base != INPUT, base != INPUT)
+        assert "delete the elements of set ifs" not in found
 
     @pytest.mark.parametrize("dynamic", [True, False])
     def test_a_memory_of_another_shape_does_not(self, dynamic: bool) -> None:
         table = service_table({AT: [("10.1.0.1", 8080)]}, sticky_s=10)
         other = Elements(key=(Type.IPV4_ADDR,), dynamic=dynamic)
-        found = words(create(table, Memo(), Found((), {"sticky": shape_of(other)})))
+        found = words(create(table, Memo(), Found({}, {"sticky": shape_of(other)})))
         assert found.index("delete set sticky") < found.index("add map sticky")
 
 

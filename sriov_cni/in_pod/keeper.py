@@ -61,13 +61,15 @@ class Unknown(Protocol):
 
 @dataclass
 class _PodRules:
-    """`applied` None: it is not known what is there, if anything. `pod`: as it was known last."""
+    """`applied` None: it is not known what is there, if anything. `pod`: as it was known last. `book`: the
+    number of the one that `applied` is by."""
 
     sandbox: Sandbox
     guard: threading.Lock = field(default_factory=threading.Lock)
     interfaces: dict[IfName, Ruled] = field(default_factory=dict)
     pod: Pod | None = None
     applied: Table | None = None
+    book: int = 0
     is_there: bool = False
     trouble: str = ""
 
@@ -194,8 +196,8 @@ class RuleKeeper:
 
     def _renew(self, rules: _PodRules, book: RuleBook, *, look: bool) -> None:
         with rules.guard:
-            if not rules.interfaces or not self._may_renew(rules):
-                return
+            if not rules.interfaces or not self._may_renew(rules) or book.number < rules.book:
+                return  # an ADD meanwhile may have seen more of the cluster
             with opened_sandbox(self._kernel, None, rules.sandbox) as netns:
                 if netns is None:
                     return  # dying, or not to be seen from here; DEL or the reconciler comes
@@ -209,7 +211,7 @@ class RuleKeeper:
         return all(self._source.known(r.options) is not Knowledge.NOTHING for r in rules.interfaces.values())
 
     def _bring_up_to_date(self, rules: _PodRules, netns: NetnsHandle, book: RuleBook) -> None:
-        rules.pod = self._find_pod(rules, book.cluster) or rules.pod
+        rules.pod, rules.book = self._find_pod(rules, book.cluster) or rules.pod, book.number
         wanted = book.table_for(self._ask(rules))
         if wanted == rules.applied:
             return

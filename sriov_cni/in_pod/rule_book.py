@@ -6,6 +6,7 @@ change since the look before is taken from there.
 
 import threading
 from collections.abc import Iterable
+from itertools import count
 
 import msgspec
 
@@ -37,16 +38,18 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuleBook:
-    """Of one snapshot. Thread-safe."""
+    """Of one snapshot. `number`: how many were read before. Thread-safe."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that follows from a snapshot
         self,
+        number: int,
         cluster: Cluster,
         services: ServiceTable,
         parts: Parts,
         policies: PolicyCompiler,
         renderer: PolicyRenderer,
     ) -> None:
+        self.number = number
         self.cluster = cluster
         self.services = services
         self._parts = parts
@@ -77,6 +80,7 @@ class RuleBooks:
 
     def __init__(self, node: str) -> None:
         self._node = node
+        self._numbers = count()
         self._services = ServiceCompiler()
         self._renderer = ServiceRenderer()
         self._policies: PolicyCompiler | None = None
@@ -90,7 +94,8 @@ class RuleBooks:
         self._policies = PolicyCompiler(cluster, self._policies)
         self._policy_renderer = PolicyRenderer({*own, *host_addresses}, self._policy_renderer)
         parts = Parts(*self._renderer.render(table))
-        return RuleBook(cluster, table, parts, self._policies, self._policy_renderer)
+        number = next(self._numbers)
+        return RuleBook(number, cluster, table, parts, self._policies, self._policy_renderer)
 
 
 def node_addresses(node: Node | None) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """What rules do to packets: a pod with one interface, and a node at its other end that has every address that
 the pod sends to. Nobody needs a thread: the kernel answers for sockets that listen."""
 
+import contextlib
+import os
 import re
 import select
 import socket
@@ -61,6 +63,7 @@ NODAD: dict[int, tuple[str, ...]] = {4: (), 6: ("nodad",)}
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
 ESTABLISHED_RELATED = 2 | 4  # NF_CT_STATE_BIT
 SOON_S, SHORT_S = 2.0, 0.15
+REPLACEMENTS = 1000
 
 
 class Stage:
@@ -442,3 +445,28 @@ def test_a_change_under_traffic_loses_nothing(pod: Stage) -> None:
     changing.join()
     assert failures == []
     assert received == 1000
+
+
+def test_what_is_forbidden_stays_so_while_the_table_is_replaced(pod: Stage) -> None:
+    """As an agent does that was started again: it does not know what is there."""
+    closed = (In((Field.OIFNAME,), "ifs", negate=True), ACCEPT)
+    at = (NODES[4][0], 8080)
+    server = pod.server(at)
+    table = filter_table(POSTROUTING, closed, (DROP,), sets={"ifs": interfaces("eth0")})
+    pod.apply(table)
+    stop = threading.Event()
+
+    def keep_sending() -> None:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        client = pod.client()
+        while not stop.is_set():
+            with contextlib.suppress(PermissionError):
+                client.sendto(b"forbidden", at)
+
+    sending = threading.Thread(target=keep_sending)
+    sending.start()
+    for _ in range(REPLACEMENTS):
+        pod.kernel.apply_nft(pod.netns, None, table)
+    stop.set()
+    sending.join()
+    assert select.select([server], [], [], 0)[0] == []

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import count
-from typing import NamedTuple
 
 import pytest
 
 from tests import policy_oracle, policy_world
 from tests.netns.namespaces import entered
 from tests.netns.policy_cluster import Cluster, policy_cluster
+from tests.netns.rounds import Expected, Round, find_astray, straight
 from tests.netns.segment import Call, Segment
 from tests.policy_judge import State
 
@@ -79,15 +79,6 @@ def _rule(luck: random.Random) -> tuple[list[dict[str, object]], list[dict[str, 
     return luck.sample(peers, luck.randint(0, 2)), luck.sample(ports, luck.randint(0, 1))
 
 
-class Round(NamedTuple):
-    """Calls that were made, and had come to their end, while the states from `first` to `last` were in force
-    or were being put in force."""
-
-    first: int
-    last: int
-    arrived: frozenset[Call]
-
-
 class Traffic:
     """On another CPU than the updates, if there is one: rules change under the packets that they judge."""
 
@@ -127,7 +118,7 @@ class Traffic:
                 self._send(NODE, f"{number}", (POD, _MARKER_PORT))
                 assert self._marked.recv(16) == f"{number}".encode()
             last = self.begun
-            self.rounds.append(Round(first, last, frozenset(self._arrived(number))))
+            self.rounds.append(Round(first, last, frozenset(map(straight, self._arrived(number)))))
 
     def _send(self, source: str, text: str, to: tuple[str, int]) -> None:
         with suppress(PermissionError):  # the pod's own rules have dropped it
@@ -151,9 +142,10 @@ def test_no_packet_goes_astray_while_policies_change(cluster: Cluster) -> None:
             traffic.begun = at
             cluster.become(state)
             traffic.done = at
-    moments = [(round_, expected[round_.first : round_.last + 1]) for round_ in traffic.rounds]
-    leaked = [(r, c) for r, states_ in moments for c in r.arrived if not any(c in s for s in states_)]
-    lost = [(r, c) for r, states_ in moments for c in set(CALLS) - r.arrived if all(c in s for s in states_)]
-    assert leaked == []
-    assert lost == []
+
+    def expect(first: int, last: int) -> Expected:
+        states_ = expected[first : last + 1]
+        return Expected(set(map(straight, set().union(*states_))), set(CALLS).intersection(*states_))
+
+    assert find_astray(traffic.rounds, expect) == ([], [])
     assert sum(r.last > r.first for r in traffic.rounds) > 100, "few packets met a change"

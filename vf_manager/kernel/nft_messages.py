@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from vf_manager.kernel import attributes
-from vf_manager.kernel.nft import Base, Chain, Elements, Table, Type
+from vf_manager.kernel.nft import Base, Chain, Elements, Hook, Table, Type
 from vf_manager.kernel.nft_expressions import pack_expressions, sets_of
 from vf_manager.kernel.nft_sets import Entries, Shape, difference, pack_entries, pack_shape, shape_of
 
@@ -46,7 +46,7 @@ Messages = tuple[Message, ...]
 class Found(msgspec.Struct, frozen=True):
     """What there is of a table in a kernel."""
 
-    chains: tuple[str, ...] = ()
+    chains: Mapping[str, Base | None] = {}
     sets: Mapping[str, Shape] = {}
 
 
@@ -77,27 +77,38 @@ class Memo:
 
 
 def create(table: Table, memo: Memo, found: Found | None = None) -> Messages:
-    """Makes it, in place of what was found under this name. A dynamic set that is of the right shape stays
-    with its elements, and so the table is taken apart, not deleted: what was remembered outlives a restart
-    of the agent."""
+    """Makes it, in place of what was found under this name, which is taken apart and not deleted.
+
+    A dynamic set that is of the right shape stays with its elements: what was remembered outlives a restart
+    of the agent. A chain that the kernel calls stays as well, with other rules. One in its place would be
+    called ahead of it (nf_hook_entries_grow), and a packet between the two be let through by both: by the new
+    one before this is done, and by the old one after. What is only deleted, the old rules still find."""
     writer = _Writer(table.name, memo)
     active = attributes.pack_be32(_TABLE_FLAGS, 0)  # not NFT_TABLE_F_DORMANT, if it was
     messages = [writer.message(NEWTABLE, _CREATE, active, f"add table {table.name}")]
-    kept: set[str] = set()
+    sets, chains = _kept(table, found or Found())
     if found is not None:
-        wanted = {name: shape_of(elements) for name, elements in table.sets.items() if elements.dynamic}
-        kept = {name for name, shape in wanted.items() if found.sets.get(name) == shape}
         messages.append(writer.delete_rules())
-        for name in found.sets.keys() - kept:
-            messages += writer.delete_set(name, emptied=True)
-        messages += [writer.delete_chain(name) for name in found.chains]
-    messages += [writer.add_chain(name, chain.base) for name, chain in table.chains.items()]
+        for name in found.sets.keys() - sets:
+            messages += writer.delete_set(name, emptied=found.sets[name].leads_to_chains)
+        messages += [writer.delete_chain(name) for name in found.chains if name not in chains]
+    messages += [writer.add_chain(n, chain.base) for n, chain in table.chains.items() if n not in chains]
     for name, elements in table.sets.items():
-        if name not in kept:
+        if name not in sets:
             messages += writer.add_set(name, elements)
     for name, chain in table.chains.items():
         messages += writer.add_rules(name, chain)
     return tuple(messages)
+
+
+def _kept(table: Table, found: Found) -> tuple[set[str], set[str]]:
+    """The names of the sets and of the chains that stay."""
+    dynamic = {name: shape_of(elements) for name, elements in table.sets.items() if elements.dynamic}
+    called = {name: chain.base for name, chain in table.chains.items() if chain.base is not None}
+    return (
+        {name for name, shape in dynamic.items() if found.sets.get(name) == shape},
+        {name for name, base in called.items() if found.chains.get(name) == base},
+    )
 
 
 def change(old: Table, new: Table, memo: Memo) -> tuple[Messages, ...]:
@@ -147,6 +158,16 @@ def _transaction(old: Table, new: Table, memo: Memo) -> Messages:
     for name in (*chains.added, *refilled):
         messages += writer.add_rules(name, new.chains[name])
     return tuple(messages)
+
+
+def read_base(found: attributes.Attributes) -> Base | None:
+    """Of the kernel's answer about a chain. None: nobody but rules leads to it, or it is not as any of ours."""
+    if _CHAIN_HOOK not in found or attributes.be32(found[_CHAIN_POLICY]) != _ACCEPT:
+        return None
+    hook = attributes.read(found[_CHAIN_HOOK])
+    number, priority = attributes.be32(hook[_HOOK_NUMBER]), attributes.be32(hook[_HOOK_PRIORITY])
+    signed = priority - (priority >> 31 << 32)
+    return Base(attributes.text(found[_CHAIN_TYPE]), Hook(number), signed)
 
 
 def delete(name: str) -> Message:

@@ -46,6 +46,10 @@ class Shape(msgspec.Struct, frozen=True):
     data_type: int = 0
     data_length: int = 0
 
+    @property
+    def leads_to_chains(self) -> bool:
+        return self.data_type == _VERDICT_TYPE
+
 
 def shape_of(elements: Elements) -> Shape:
     is_verdict = elements.value == (Type.VERDICT,)

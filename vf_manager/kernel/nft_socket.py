@@ -16,7 +16,7 @@ from vf_manager.kernel.meter import Meter
 from vf_manager.kernel.netlink import BatchRefusal, Netlink, NetlinkRefusal, open_socket, strerror_or
 from vf_manager.kernel.netns import Netns
 from vf_manager.kernel.nft import Table
-from vf_manager.kernel.nft_messages import Found, Memo, Message, Messages
+from vf_manager.kernel.nft_messages import Found, Memo, Message, Messages, read_base
 from vf_manager.kernel.nft_sets import read_shape
 
 NETLINK_NETFILTER = 12
@@ -46,9 +46,9 @@ class Nft:
             if e.code == errno.ENOENT:
                 return None
             raise KernelError(f"read nftables table {table}", e.code, e.said) from e
-        sets = self._list(nft_messages.GETSET, table)
+        sets, chains = self._list(nft_messages.GETSET, table), self._list(nft_messages.GETCHAIN, table)
         return Found(
-            chains=tuple(self._names(nft_messages.GETCHAIN, table, _CHAIN_NAME)),
+            chains={attributes.text(found[_CHAIN_NAME]): read_base(found) for found in chains},
             sets={attributes.text(found[_SET_NAME]): read_shape(found) for found in sets},
         )
 
