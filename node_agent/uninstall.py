@@ -141,7 +141,7 @@ class Uninstall:
         return agent.run()
 
     def _until_past(self, began: Held) -> Callable[[Agent], bool]:
-        """Nothing holds the agent any more, or no attachment where one did. Says what does, when it changes."""
+        """Nothing holds the agent any more, or no attachment where one did. Says so when it changes."""
         said = _NOTHING
 
         def is_past(_: Agent) -> bool:

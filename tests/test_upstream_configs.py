@@ -317,7 +317,8 @@ def test_no_device(tmp_path: Path) -> None:
     config = {key: value for key, value in sriov().items() if key not in ("deviceID", "pciBusID")}
     code, message = error_of(world.call("ADD", "c1", world.new_pod("a"), config, CNI_ARGS=MULTUS_ARGS))
     assert code == 7
-    assert message.startswith("deviceID: None is not valid; expected the PCI address of a VF")
+    assert message.startswith("pod default/testpod1 requests no VF")
+    assert message.endswith("nor does the network configuration name a VF by deviceID")
 
 
 def test_unknown_arguments() -> None:
