@@ -16,25 +16,16 @@ from hw_tests.doctor import (
     MAC,
     VLAN,
     Ward,
-    add_cluster_network,
     replace_file,
     write_conflist,
 )
 from hw_tests.faults import cable_pulled
-from hw_tests.nics import NET, PCI_DEVICES, host_address, ip, settle, wait_for_carrier, wait_until
-from hw_tests.runtime import EXECUTABLE, IFNAME, host_local, network, wait_for_ping
+from hw_tests.nics import NET, PCI_DEVICES, host_address, ip, wait_for_carrier
+from hw_tests.runtime import EXECUTABLE, IFNAME
 from node_agent.agent import ATTACHMENTS, SOCKET_NAME
 
 _OTHER_MAC = "02:00:00:00:cd:72"
 _OTHER_VLAN = 300
-_LONELY = network("lonely", vlan=777, ipam=host_local({"subnet": "198.18.72.0/24"}))
-_MANY_FRAMES = """
-import socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    for _ in range(64):
-        s.sendto(b"anybody?", ("198.18.72.255", 9))
-"""
 _ADJ_MAXERROR, _ADJ_STATUS, _STA_UNSYNC = 0x4, 0x10, 0x40  # include/uapi/linux/timex.h
 
 
@@ -315,25 +306,6 @@ def gateway_gone(ward: Ward) -> Iterator[None]:
         ip("-n", ward.gateway.netns, "link", "set", IFNAME, "up")
 
 
-@contextmanager
-def alone_on_a_vlan(ward: Ward) -> Iterator[None]:
-    """A VF whose driver is new has counted nothing yet. Somebody else on its VLAN, who stays, mends it."""
-    vf = ward.adopted.vf_address(ward.adopted.vfs_used - 4)
-    driver = (PCI_DEVICES / vf / "driver").resolve()
-    (driver / "unbind").write_text(vf)
-    (driver / "bind").write_text(vf)
-    settle()
-    lonely = ward.stage.pod("lonely")
-    address = ward.stage.attach(lonely, _LONELY, vf).address
-    add_cluster_network(lonely)
-    wait_until(lambda: "LOWER_UP" in lonely.links()[IFNAME]["flags"], "carrier of the VF", 15.0)
-    subprocess.run(lonely.command("python3", "-c", _MANY_FRAMES), check=True)
-    yield
-    other, _ = ward.stage.attach_new("company", ward.kept, _LONELY)
-    add_cluster_network(other)
-    wait_for_ping(other, address)
-
-
 FAULTS = (
     Fault("agent-stopped", agent_stopped, "agent-silent"),
     Fault("config-broken", config_broken, "config-invalid", "config-refused"),
@@ -363,5 +335,4 @@ FAULTS = (
     Fault("gateway-gone", gateway_gone, "gateway-silent", probe=True),
     Fault("cable-pulled", lambda ward: cable_pulled(ward.adopted), "pf-no-carrier", emulated=True),
     Fault("pf-down", pf_down, "pf-down"),
-    Fault("alone-on-a-vlan", alone_on_a_vlan, "nothing-received"),
 )
