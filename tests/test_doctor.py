@@ -19,7 +19,7 @@ from node_agent.doctor import cni_files, nics
 from node_agent.doctor.checks import RULES
 from node_agent.doctor.facts import CniFiles, Facts
 from node_agent.doctor.networkd import HostInterface, matches, parse_network_file
-from node_agent.status_file import PoolState, Provisioned
+from node_agent.status_file import InPodState, PoolState, Provisioned, Watched
 from sriov_cni.spec import SUPPORTED_VERSIONS
 from tests.cni_world import PF0
 from tests.doctor_node import CONFIG, DoctorNode
@@ -32,6 +32,11 @@ from vf_manager.provision import Refusal, RefusalKind
 PROJECT = Path(__file__).parent.parent
 Break = Callable[[DoctorNode], Callable[[], object]]  # returns what mends it
 BREAKS: dict[str, Break] = {}
+DEFAULT_ROUTE = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.56.0.0/24", "gateway": "10.56.0.1"}]],
+    "routes": [{"dst": "0.0.0.0/0"}],
+}
 RULES_FILE, NETWORK_FILE = "80-sriov-vfs.rules", "10-sriov-vfs.network"
 
 
@@ -383,12 +388,7 @@ def _(node: DoctorNode) -> Callable[[], object]:
 
 @breaks("bypasses-kube-proxy")
 def _(node: DoctorNode) -> Callable[[], object]:
-    ipam = {
-        "type": "host-local",
-        "ranges": [[{"subnet": "10.56.0.0/24", "gateway": "10.56.0.1"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    }
-    pod = node.attach("web-0", node.vf(3), ipam=ipam)
+    pod = node.attach("web-0", node.vf(3), ipam=DEFAULT_ROUTE)
     return lambda: node.detach("web-0", pod, node.vf(3))
 
 
@@ -402,6 +402,29 @@ def add_cluster_network(node: DoctorNode, pod: int) -> None:
     """An interface with a way to the service range."""
     eth0 = node.kernel.add_link("eth0", pod)
     eth0.routes = [RouteSpec(dst="10.96.0.0/12", gateway="10.244.0.1")]
+
+
+# -- services and policy inside of pods
+
+
+@breaks("rules-missing")
+def _(node: DoctorNode) -> Callable[[], object]:
+    pod = node.attach("web-0", node.vf(3), services="in-pod", ipam=DEFAULT_ROUTE)
+    tables = node.kernel.nft.pop(pod)
+    return lambda: node.kernel.nft.update({pod: tables})
+
+
+@breaks("services-without-route")
+def _(node: DoctorNode) -> Callable[[], object]:
+    pod = node.attach("web-0", node.vf(3), services="in-pod")
+    return lambda: add_cluster_network(node, pod)
+
+
+@breaks("cluster-not-heard")
+def _(node: DoctorNode) -> Callable[[], object]:
+    deaf = InPodState(watched=(Watched(kind="pods", trouble="connection refused"),))
+    node.tell(in_pod=deaf)
+    return node.tell
 
 
 # -- the wire

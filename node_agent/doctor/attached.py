@@ -6,6 +6,7 @@ from typing import assert_never
 
 from node_agent.doctor.facts import Facts, PodLink, WayOut
 from node_agent.doctor.rules import Finding, Rule, Severity
+from node_agent.events import has_services
 from node_agent.vf_holders import holder_word
 from sriov_cni.attachment import Attachment
 from vf_manager.model import ZERO_MAC, Vf
@@ -34,8 +35,8 @@ BYPASSES_KUBE_PROXY = Rule(
     severity=Severity.NOTE,
     cause="the pod's only default route goes by its VF, past the host's kube-proxy: ClusterIPs and cluster"
     " DNS do not work from there, and no NetworkPolicy of the cluster filters it",
-    cure="reach Services by the pods' own addresses, or give the pod an interface of the cluster network and"
-    " a route to the service range by it",
+    cure="`services: in-pod` and `policy: in-pod` in its network; or reach Services by the pods' own"
+    " addresses, or give the pod an interface of the cluster network and a route to the service range by it",
 )
 NO_WAY_OUT = Rule(
     id="no-route-to-services",
@@ -69,9 +70,10 @@ def _way_out(about: str, attachment: Attachment, way_out: WayOut) -> Iterator[Fi
     """A pod that has none is told of once, whatever the number of its VFs."""
     match way_out:
         case WayOut.VF:
-            yield BYPASSES_KUBE_PROXY.finding(about)
+            if not has_services(attachment):
+                yield BYPASSES_KUBE_PROXY.finding(about)
         case WayOut.NONE:
-            if attachment.ifname == attachment.primary:
+            if attachment.ifname == attachment.primary and not has_services(attachment):
                 yield NO_WAY_OUT.finding(about)
         case WayOut.CLUSTER | WayOut.OTHER_VF:
             return

@@ -60,6 +60,7 @@ class PodLink(msgspec.Struct, frozen=True, kw_only=True):
     counted: LinkTraffic | None = None
     holders: Mapping[str, Mac] = {}
     silent_gateways: tuple[str, ...] = ()
+    has_rules: bool = False  # a table for services or policy
 
 
 class HostNetwork(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from node_agent.doctor.facts import PodLink, WayOut
 from sriov_cni.attachment import Attachment
+from sriov_cni.in_pod.table import TABLE
 from vf_manager.discovery import find_link
 from vf_manager.kernel.api import Kernel, Links, NetnsHandle
 from vf_manager.model import Mac, Netdev, PciAddress
@@ -46,7 +47,14 @@ def _look(attachment: Attachment, kernel: Kernel, netns: NetnsHandle, probe: boo
     holders, silent = (
         _ask_wire(attachment, kernel, netns, netdev, gateways) if probe and netdev.up else ({}, ())
     )
-    return PodLink(netdev=netdev, way_out=way_out, counted=counted, holders=holders, silent_gateways=silent)
+    return PodLink(
+        netdev=netdev,
+        way_out=way_out,
+        counted=counted,
+        holders=holders,
+        silent_gateways=silent,
+        has_rules=attachment.asked.in_pod is not None and TABLE in kernel.nft_tables(netns),
+    )
 
 
 def _way_out(links: Links, vf: PciAddress) -> WayOut:
