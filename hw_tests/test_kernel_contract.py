@@ -6,10 +6,11 @@ import pytest
 
 from hw_tests.nics import PCI_DEVICES, Nic, ip, ip_json, settle, wait_for_carrier, wait_until
 
-pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract")
+pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract", "tests.nft_contract")
 
 from tests.netns.namespaces import LinuxWorld  # noqa: E402 - its asserts are to tell what they compared
-from tests.vf_contract import VfContract  # noqa: E402 - so are its
+from tests.nft_contract import NftContract  # noqa: E402 - so are its
+from tests.vf_contract import VfContract  # noqa: E402 - and its
 from vf_manager.model import PciAddress  # noqa: E402
 
 _NETDEV_TIMEOUT_S = 20.0
@@ -85,3 +86,12 @@ def _has_netdev(nic: Nic) -> bool:
 
 class TestVf(VfContract):
     """The spare link is the interface of the VF."""
+
+
+class TestNft(NftContract):
+    """The nftables of the kernel that has the VFs; they need none."""
+
+    @pytest.fixture
+    def world(self) -> Iterator[LinuxWorld]:
+        with LinuxWorld() as world:
+            yield world

@@ -64,7 +64,7 @@ def measure(stage: Stage, nic: Nic) -> Timing:
         executable=_median_ms(executables),
         move_in=_median_ms(into),
         move_back=_median_ms(back),
-        steps=_steps(node, log_start),
+        steps=steps(node, log_start),
     )
 
 
@@ -112,8 +112,9 @@ def _timed(call: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def _steps(node: Node, log_start: int) -> dict[str, float]:
-    """The agent logs each step before it acts: from one line to the next is the step's own time."""
+def steps(node: Node, log_start: int) -> dict[str, float]:
+    """Medians in milliseconds. The agent logs each step before it acts: from one line to the next is the
+    step's own time."""
     found: dict[str, list[float]] = defaultdict(list)
     last: tuple[str, datetime] | None = None
     for event in node.log_events(log_start):

@@ -10,11 +10,11 @@ from hw_tests.runtime import Pod
 
 
 class Traffic:
-    """Echo requests from one pod to an address, five a second, until they are counted."""
+    """Echo requests from one pod to an address until they are counted."""
 
-    def __init__(self, pod: Pod, address: str, log: Path) -> None:
+    def __init__(self, pod: Pod, address: str, log: Path, *, interval_s: float = 0.2) -> None:
         self._log = log
-        words = pod.command("ping", "-n", "-i", "0.2", address)
+        words = pod.command("ping", "-n", "-i", str(interval_s), address)
         with log.open("wb") as out:
             self._process = subprocess.Popen(words, stdout=out)
 

@@ -6,9 +6,9 @@ Object = dict[str, Any]
 
 
 def service(name: str, *ips: str, ports: dict[str, int] | None = None, **spec: Any) -> Object:
-    """`ports`: by name; a name that begins with `udp` is of that protocol."""
+    """`ports`: by name; one that begins with `udp` or `sctp` is of that protocol."""
     listed = [
-        {"name": key, "port": port, "protocol": "UDP" if key.startswith("udp") else "TCP"}
+        {"name": key, "port": port, "protocol": _protocol(key)}
         for key, port in (ports or {"web": 80}).items()
     ]
     given = {
@@ -23,7 +23,7 @@ def service(name: str, *ips: str, ports: dict[str, int] | None = None, **spec: A
 def endpoints(name: str, *addresses: str, ports: dict[str, int] | None = None, **more: Any) -> Object:
     """The EndpointSlice of a service: all of one family, and ready. `more`: of each endpoint."""
     listed = [
-        {"name": key, "port": port, "protocol": "UDP" if key.startswith("udp") else "TCP"}
+        {"name": key, "port": port, "protocol": _protocol(key)}
         for key, port in (ports or {"web": 8080}).items()
     ]
     ready = {"ready": True, "serving": True, "terminating": False}
@@ -69,6 +69,10 @@ def node(name: str = "node-1", *addresses: str, **labels: str) -> Object:
 
 def policy(name: str, namespace: str = "default", **spec: Any) -> Object:
     return _object("networking.k8s.io/v1", "NetworkPolicy", name, namespace=namespace, spec=spec)
+
+
+def _protocol(port_name: str) -> str:
+    return next((proto for proto in ("UDP", "SCTP") if port_name.startswith(proto.lower())), "TCP")
 
 
 def _object(

@@ -34,6 +34,7 @@ PACKAGES = (
     "busybox-static",
     "containerd",
     "containernetworking-plugins",
+    "dnsmasq-base",
     "ethtool",
     "iproute2",
     "iptables",

@@ -9,24 +9,24 @@ from node_agent.vf_holders import holder_word
 RULES_MISSING = Rule(
     id="rules-missing",
     severity=Severity.ERROR,
-    cause="the network asks for {what}: in-pod, and the pod's namespace has no nftables table of ours: somebody"
-    " removed it, or the agent could not make it again",
-    cure="the agent puts it back within 30 s, or says why it cannot (`sriovctl status`); a pod with NET_ADMIN can"
-    " take it away at any time",
+    cause="the network asks for {what}: in-pod, and the pod's namespace has no nftables table of ours:"
+    " somebody removed it, or the agent could not make it again",
+    cure="the agent puts it back within 30 s, or says why it cannot (`sriovctl status`); a pod with NET_ADMIN"
+    " can take it away at any time",
 )
 SERVICES_WITHOUT_ROUTE = Rule(
     id="services-without-route",
     severity=Severity.WARNING,
-    cause="the network asks for services: in-pod, but the pod has routes to its own subnets alone, and what has"
-    " no route is not sent: no ClusterIP is reached",
+    cause="the network asks for services: in-pod, but the pod has routes to its own subnets alone, and what"
+    " has no route is not sent: no ClusterIP is reached",
     cure="`routes` in `ipam` of its network: a default route, or one to the service range",
 )
 CLUSTER_NOT_HEARD = Rule(
     id="cluster-not-heard",
     severity=Severity.WARNING,
     cause="{trouble}; services and policies inside of pods may be old, and new pods wait or fail",
-    cure="see that the API server is reached, and that the component `in-pod` gives the agent the right to list"
-    " and watch",
+    cure="see that the API server is reached, and that the component `in-pod` gives the agent the right to"
+    " list and watch",
 )
 RULES = (RULES_MISSING, SERVICES_WITHOUT_ROUTE, CLUSTER_NOT_HEARD)
 

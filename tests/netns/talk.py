@@ -1,4 +1,4 @@
-"""Adapter: programs in network namespaces that talk by TCP and UDP, and say who they are and who asked.
+"""Adapter: programs in network namespaces that talk by TCP, UDP and SCTP, and say who they are and who asked.
 
 A socket stays in the namespace that it was made in, so all of them run in this process.
 """
@@ -17,7 +17,11 @@ from vf_manager.kernel.netns import Netns
 
 TIMEOUT_S = 3.0
 _AGAIN_S = 0.2
-_KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+_KINDS = {
+    "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
 
 
 class Reply(NamedTuple):
@@ -30,9 +34,9 @@ class Reply(NamedTuple):
 def socket_in(space: Space | None, family: int, proto: str) -> socket.socket:
     """None: in the namespace of the calling thread."""
     if space is None:
-        return socket.socket(family, _KINDS[proto])
+        return socket.socket(family, *_KINDS[proto])
     with contextlib.closing(Netns.open(Path(space.path))) as netns:
-        return netns.run(lambda: socket.socket(family, _KINDS[proto]))
+        return netns.run(lambda: socket.socket(family, *_KINDS[proto]))
 
 
 def family_of(address: str) -> int:
@@ -97,7 +101,7 @@ class Server:
         made = socket_in(space, socket.AF_INET6, proto)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(("::", port))  # IPv4 as well: net.ipv6.bindv6only is 0
-        if proto == "TCP":
+        if proto != "UDP":
             made.listen(128)
         made.setblocking(False)
         self._sockets.append(made)
