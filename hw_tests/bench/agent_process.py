@@ -50,10 +50,10 @@ def prepare_agent(folder: Path, config: str, *options: str) -> list[str]:
 
 @contextmanager
 def running_agent(
-    folder: Path, config: str, *, log_level: str = "info", env: dict[str, str] | None = None
+    folder: Path, config: str, *options: str, log_level: str = "info", env: dict[str, str] | None = None
 ) -> Iterator[AgentProcess]:
     """`folder`: for all that it keeps on disk. Ready when the context is entered."""
-    command = prepare_agent(folder, config, "--log-level", log_level)
+    command = prepare_agent(folder, config, "--log-level", log_level, *options)
     log = folder / "agent.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(

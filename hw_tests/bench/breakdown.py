@@ -33,6 +33,12 @@ def read_steps(
     return {verb: median_steps(found) for verb, found in calls.items()}
 
 
+def durations_of(events: Sequence[dict[str, Any]], kind: str) -> list[float]:
+    """Of the step of this kind in each ADD that has it, in ms."""
+    calls = (_parts(lines) for command, lines in _split(events) if command == ADD)
+    return [duration for parts in calls for name, duration in parts if name == f"step {kind}"]
+
+
 def _split(events: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """From each `call` to its `answer`."""
     found: list[tuple[str, list[dict[str, Any]]]] = []

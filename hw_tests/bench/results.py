@@ -123,14 +123,23 @@ def median_steps(calls: Iterable[Sequence[tuple[str, float]]]) -> list[Step]:
 
 
 def to_json(
-    measured: Sequence[Measured], looks: Sequence[Looks] = (), restarts: Sequence[Restarts] = ()
+    measured: Sequence[Measured],
+    looks: Sequence[Looks] = (),
+    restarts: Sequence[Restarts] = (),
+    in_pod: msgspec.Struct | None = None,
 ) -> bytes:
-    """Everything measured, with the percentiles that the table shows."""
+    """Everything measured, with the percentiles that the table shows. `in_pod`: see in_pod_results.py."""
     places = [msgspec.to_builtins(one) | {"summary": _summary(one)} for one in measured]
     inventory = [
         msgspec.to_builtins(one) | {"summary": [spread(look.ms) for look in one.looks]} for one in looks
     ]
-    document = {"unit": "ms", "places": places, "inventory": inventory, "restarts": restarts}
+    document = {
+        "unit": "ms",
+        "places": places,
+        "inventory": inventory,
+        "restarts": restarts,
+        "in_pod": in_pod,
+    }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

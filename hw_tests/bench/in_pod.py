@@ -1,0 +1,189 @@
+"""Orchestrator: what services and policies inside of pods cost: python -m hw_tests.bench.in_pod --out DIR
+
+A cluster of some size, and a node with many pods that have rules. Each ADD with rules is followed by one
+without, each way to a server by the others, so that whatever else the machine does hits all of them alike.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from hw_tests.bench import in_pod_place as place
+from hw_tests.bench.agent_process import AgentProcess, running_agent
+from hw_tests.bench.breakdown import durations_of
+from hw_tests.bench.commits import listening
+from hw_tests.bench.contenders import Slot
+from hw_tests.bench.in_pod_api import Api, running_api
+from hw_tests.bench.in_pod_cluster import NODE_NAME, Put, Scale, everyones_policy, slice_of
+from hw_tests.bench.in_pod_floor import time_of_rules
+from hw_tests.bench.in_pod_path import PathPlan, measure_path
+from hw_tests.bench.in_pod_results import (
+    ENDPOINT,
+    POLICY,
+    WITH,
+    WITHOUT,
+    AgentMemory,
+    InPodRules,
+)
+from hw_tests.runtime import Conf
+
+_PAUSE_S = (0.02, 0.04)  # see measure.py
+_CHANGE_TIMEOUT_S = 60.0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A round is one ADD and DEL of either kind."""
+
+    rounds: int = 40
+    changes: int = 20
+    path: PathPlan = PathPlan(rounds=7, seconds=1.0, questions=5000, connections=500)
+
+
+class Node:
+    """Its agent, and the pods: those that have rules all the time, one that comes and goes, one without."""
+
+    def __init__(self, agent: AgentProcess, slots: list[Slot], leases: Path) -> None:
+        self.agent = agent
+        *self.attached, self.coming, self.bare = slots
+        rules = {"services": "in-pod", "policy": "in-pod", "syncTimeout": 30}
+        self._confs = {WITHOUT: place.conf(leases), WITH: place.conf(leases, **rules)}
+
+    def add(self, slot: Slot, what: str) -> float:
+        """How long it took, in ms."""
+        answer = self.agent.runtime.add(slot.pod, self._conf(what), slot.pci, place.IFNAME)
+        return answer.seconds * 1000
+
+    def delete(self, slot: Slot, what: str) -> float:
+        return self.agent.runtime.delete(slot.pod, self._conf(what), slot.pci, place.IFNAME).seconds * 1000
+
+    def _conf(self, what: str) -> Conf:
+        return self._confs[what]
+
+
+def measure(scale: Scale, plan: Plan, folder: Path) -> InPodRules:
+    load = os.getloadavg()[0]
+    with ExitStack() as stack:
+        slots = stack.enter_context(place.segment(folder, scale.attached + 2))
+        stack.enter_context(place.server())
+        _say(f"a cluster of {scale.services} services, {scale.policies} policies and {scale.pods} pods")
+        api = stack.enter_context(running_api(folder, scale, place.SERVER))
+        env = {"SRIOV_BENCH_VETHS": str(place.veths_file(folder))}
+        agent = running_agent(
+            folder / "agent", _config(api), f"--node-name={NODE_NAME}", log_level="debug", env=env
+        )
+        node = Node(stack.enter_context(agent), slots, folder / "leases")
+        at_start = node.agent.rss_mib()
+        first, *others = node.attached
+        _say(f"{scale.attached} pods with rules")
+        first_ms = node.add(first, WITH)
+        knowing, kernel_before = node.agent.rss_mib(), _kernel_kib()
+        for slot in others:
+            node.add(slot, WITH)
+        kernel_kib = (_kernel_kib() - kernel_before) / max(1, len(others))
+        attached = node.agent.rss_mib()
+        _say(f"{plan.rounds} rounds of ADD and DEL")
+        add, delete, step_ms = _rounds(node, plan.rounds)
+        _say(f"{plan.changes} changes of an endpoint, and of a policy")
+        changes = {
+            ENDPOINT: _changes(node, api, plan.changes, lambda n: ("endpointslices", slice_of(scale, 0, n))),
+            POLICY: _changes(node, api, plan.changes, lambda n: ("networkpolicies", everyones_policy(n))),
+        }
+        in_the_end = node.agent.rss_mib()
+        bare_step_ms = time_of_rules(scale, node.coming.pod, plan.rounds)
+        _say(f"{plan.path.rounds} rounds of the ways to a server")
+        node.add(node.bare, WITHOUT)
+        place.add_way_by_host(node.bare.pod)
+        path = measure_path(node.bare.pod, first.pod, plan.path)
+    return InPodRules(
+        scale=scale,
+        kernel=os.uname().release,
+        cpus=os.cpu_count() or 1,
+        load=load,
+        first_ms=first_ms,
+        add=add,
+        delete=delete,
+        step_ms=step_ms,
+        bare_step_ms=bare_step_ms,
+        changes=changes,
+        memory=AgentMemory(at_start=at_start, knowing=knowing, attached=attached, in_the_end=in_the_end),
+        kernel_kib_per_pod=kernel_kib,
+        path=path,
+    )
+
+
+def _config(api: Api) -> str:
+    pools = [{"name": place.POOL, "select": {"pfNames": [place.PF]}}]
+    return yaml.safe_dump({"pools": pools, "kubernetes": {"kubeconfig": api.kubeconfig}})
+
+
+def _rounds(node: Node, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float]]:
+    """What ADD and DEL took, and the rules' part of those with rules."""
+    add: dict[str, list[float]] = {WITHOUT: [], WITH: []}
+    delete: dict[str, list[float]] = {WITHOUT: [], WITH: []}
+    before = len(node.agent.events())
+    for number in range(rounds):
+        for what in (WITHOUT, WITH) if number % 2 else (WITH, WITHOUT):
+            for verb, call in ((add, node.add), (delete, node.delete)):
+                time.sleep(random.uniform(*_PAUSE_S))
+                verb[what].append(call(node.coming, what))
+    return add, delete, durations_of(node.agent.events()[before:], "WriteRules")
+
+
+def _changes(node: Node, api: Api, count: int, change: Callable[[int], Put]) -> list[float]:
+    """From a change at the API server until the rules of the last pod are in force, in ms."""
+    found = []
+    with listening(slot.pod.path for slot in node.attached) as commits:
+        for number in range(1, count + 1):
+            began = api.put(change(number))
+            found.append((commits.last(_CHANGE_TIMEOUT_S) - began) * 1000)
+    return found
+
+
+def _kernel_kib() -> int:
+    """What is neither free nor of a process nor of a file: slabs, and what is too large for them."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    size = {words[0].rstrip(":"): int(words[1]) for words in lines}
+    return size["MemTotal"] - sum(size[name] for name in ("MemFree", "Buffers", "Cached", "AnonPages"))
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hw_tests.bench.in_pod")
+    parser.add_argument("--rounds", type=int, default=0, help="0: as many as usual")
+    for name, default in msgspec.to_builtins(Scale()).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for in-pod.json")
+    options = parser.parse_args(arguments)
+    scale = Scale(**{name: getattr(options, name) for name in Scale.__struct_fields__})
+    plan = _plan(options.rounds)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir="/run"))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        found = measure(scale, plan, folder)
+    (options.out / "in-pod.json").write_bytes(msgspec.json.encode(found))
+    return 0
+
+
+def _plan(rounds: int) -> Plan:
+    """With other rounds than usual, as many of everything."""
+    if not rounds:
+        return Plan()
+    path = PathPlan(rounds=min(rounds, 7), seconds=0.3, questions=500, connections=100)
+    return Plan(rounds=rounds, changes=min(rounds, 20), path=path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
