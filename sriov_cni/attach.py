@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
-from sriov_cni.attachment import Attachment, LeaseRef, Original, Sandbox, State, Wanted, attachment_key
+from sriov_cni.attachment import Attachment, State, Wanted, attachment_key
 from sriov_cni.check import find_drift, given_by
 from sriov_cni.exec import PluginRunner
 from sriov_cni.executor import (
@@ -20,14 +20,13 @@ from sriov_cni.executor import (
     unobserved,
 )
 from sriov_cni.ground import Ground, Rules, open_ground, opened_sandbox, wait_until
-from sriov_cni.host_link.options import HostLink
-from sriov_cni.host_link.plan import linked_of, refuse_unlinkable
+from sriov_cni.host_link.plan import linked_of
 from sriov_cni.host_link.step import find_link_drift, make_link
-from sriov_cni.ipam.config import DelegateConf, HostLocalConf, IpamConf
+from sriov_cni.intent import make_intent
+from sriov_cni.ipam.config import HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
 from sriov_cni.ipam.engine import DATA_DIR, Ipam, make_ipam
 from sriov_cni.ipam.lease_dir import OwnerCache, sweep_all
-from sriov_cni.limits import refuse_what_needs_a_pf
 from sriov_cni.spec import Dns, Interface, Result
 from sriov_cni.steps import RETURN_TIMEOUT_S, plan_steps, refuse_taken_name
 from vf_manager.discovery import find_pf_of, read_vf, why_unusable
@@ -36,10 +35,9 @@ from vf_manager.kernel.api import Kernel, NetnsHandle
 from vf_manager.locks import DeviceLocks
 from vf_manager.model import ZERO_MAC, PciAddress
 from vf_manager.records import RecordStore
-from vf_manager.vf_attributes import VfPort, set_vf_attributes
+from vf_manager.vf_attributes import set_vf_attributes
 
 _LOCK_TIMEOUT_S = 30.0
-_USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
 
 
 class Attacher:
@@ -253,7 +251,7 @@ class Attacher:
                 self._take_back(standing, netns_fd)
             self._refuse_owned(wanted.device, ground)
             refuse_missing(wanted.ipam, self._plugins)
-            record = self._intent(wanted, sandbox, ground)
+            record = make_intent(wanted, sandbox, ground)
             if ground.pod is not None and record.original.netdev is not None:
                 refuse_taken_name(ground.pod, wanted.ifname)
             self._own(record)
@@ -313,49 +311,6 @@ class Attacher:
             patience_s = 0.0 if sandbox else RETURN_TIMEOUT_S
         return wait_until(lambda: ground.in_host(record.port.pci) is not None, patience_s)
 
-    def _intent(self, wanted: Wanted, sandbox: NetnsHandle, ground: Ground) -> Attachment:
-        change = wanted.asked.change
-        by_pf = wanted.asked.host_link is HostLink.PF  # then it matters which VLAN the VF is on
-        with_attributes = by_pf or not change.is_empty()
-        now = read_vf(self.kernel, ground.host, wanted.device, with_attributes=with_attributes)
-        if (reason := why_unusable(self.kernel, ground.host, now)) is not None:
-            hint = "free it, or keep the VF out of the pool" if now.netdev else "keep it out of the pool"
-            raise Refused(f"deviceID: VF {now.pci} cannot be given to a pod: {reason}; {hint}")
-        if now.pf_pci is None:
-            refuse_what_needs_a_pf(change, f"VF {now.pci}")
-        elif not change.is_empty() and now.attributes is None:
-            asked = ", ".join(key for key, _ in change.items())
-            raise Refused(f"{asked}: PF {now.pf_pci} does not report the attributes of VF {now.pci}")
-        if now.netdev is None and now.driver not in _USERSPACE_DRIVERS:
-            raise NotFound(
-                f"deviceID: VF {now.pci} (driver {now.driver or 'none'}) has no network interface on the"
-                " host; is it in another network namespace, or its driver not loaded?"
-            )
-        refuse_unlinkable(wanted, now)
-        if now.netdev is None and (in_pod := wanted.asked.in_pod) is not None:
-            raise Refused(
-                f"{in_pod.describe()}: in-pod: VF {now.pci} (driver {now.driver}) has no network interface,"
-                " and what its application sends passes no firewall of the kernel; leave it out for this pool"
-            )
-        if now.netdev is None and now.pf_pci is None and wanted.asked.mac is not None:
-            raise Refused(
-                f"mac: VF {now.pci} (driver {now.driver}) has no PF on this node, and no network interface"
-                " either; the application that uses it sets it"
-            )
-        return Attachment(
-            config=wanted.config,
-            network=wanted.network,
-            primary=wanted.primary,
-            container_id=wanted.container_id,
-            ifname=wanted.ifname,
-            sandbox=Sandbox(path=wanted.netns, id=sandbox.id),
-            pod=wanted.pod,
-            port=VfPort(pci=now.pci, pf=now.pf_pci, index=now.index),
-            original=Original(driver=now.driver, netdev=now.netdev, attributes=now.attributes),
-            asked=wanted.asked,
-            lease=_lease_ref(wanted.ipam),
-        )
-
     def _own(self, record: Attachment) -> None:
         self._records.write(record.key, record)
         with self._guard:
@@ -406,16 +361,6 @@ def _is_there(record: Attachment, ground: Ground) -> bool:
         return function is not None and function.driver == record.original.driver
     there = ground.in_pod(record.port.pci)
     return there is not None and there.name == record.ifname
-
-
-def _lease_ref(conf: IpamConf | None) -> LeaseRef | None:
-    if conf is None:
-        return None
-    if isinstance(conf, HostLocalConf):
-        return LeaseRef(kind="host-local", data_dir=conf.data_dir)
-    if isinstance(conf, DelegateConf):
-        return LeaseRef(kind=conf.kind, delegate=conf)
-    return LeaseRef(kind="static")
 
 
 def _result(record: Attachment, dns: Dns, ground: Ground) -> Result:
