@@ -112,118 +112,128 @@ class Agent:
         self._config_file = config_file
         self._on_ready = on_ready
         self._log = log
+        self.health = health or HealthKeeper()
+        self.refusal: str | None = None  # why the config file, as it is now, is not in force
+        self._config_since = time.time()
+        self._provisioned = threading.Event()
+        self._supervisor = Supervisor(log)
         roots, presence = roots or Roots(), presence or Presence()
-        run_dir = roots.run_dir
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._alone = lock_alone(run_dir / "lock")
+        roots.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._alone = lock_alone(roots.run_dir / "lock")
         with ExitStack() as undo:
             undo.callback(os.close, self._alone)
-            locks = DeviceLocks()
-            self._supervisor = Supervisor(log)
-            self.rules = ClusterRules(kernel, presence.node_name, self._supervisor, log, self._on_unknown)
             self._keeper = InventoryKeeper(kernel, log)
             self._keeper.subscribe(self._on_inventory)
-            plugins = PluginRunner(log, roots.host_root)
-            self._attacher = Attacher(
-                kernel,
-                RecordStore(run_dir / ATTACHMENTS, Attachment),
-                locks,
-                self._pools_of,
-                log,
-                boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-                lease_dir=roots.lease_dir,
-                plugins=plugins,
-                rules=self.rules.keeper,
-            )
-            self._tracer = Tracer(kernel, self.rules.keeper, self._attacher.attachments)
-            self.events = EventPoster(lambda: self._settings.api, presence.node_name, log)
-            self._recorder = EventRecorder(
-                self.events, self._attacher.attachments_of, lambda: self._keeper.current
-            )
-            held = self._attacher.held_vfs
-            kubelet = PodResources(roots.kubelet_dir / POD_RESOURCES)
-
-            def holders() -> dict[PciAddress, str]:
-                return vf_holders(self._attacher.attachments(), kubelet)
-
-            provisioner = Provisioner(
-                kernel,
-                locks,
-                RecordStore(run_dir / PFS, CreatedVfs),
-                log,
-                holders=holders,
-            )
-            self._provisioning = Provisioning(
-                lambda inventory: pf_policies(self._settings.config, inventory),
-                self._keeper,
-                provisioner,
-                log,
-                self._on_provisioned,
-            )
-            self._provisioned = threading.Event()
-            chained = RecordStore(run_dir / CHAIN, ChainRecord)
-            self._chain = FallbackChain(None, chained, log, plugins=plugins)
+            self._kubelet = PodResources(roots.kubelet_dir / POD_RESOURCES)
+            self._locks = DeviceLocks()
+            self._make_attaching(kernel, roots, presence.node_name)
+            self._make_provisioning(kernel, roots)
             self._node = Node(
                 name=presence.node_name,
                 keeper=self._keeper,
                 attacher=self._attacher,
                 chain=self._chain,
-                kubelet=kubelet,
+                kubelet=self._kubelet,
                 log=log,
                 unhealthy=lambda: self._advertiser.unhealthy(),
                 is_provisioned=self._provisioned.is_set,
             )
             self._settings = make_settings(config, self._node)
-            allocator = Allocator(
-                Users(held, lambda: kubelet.holders().keys() | held()),
-                kernel.reset_function,
-                log,
-                roots.places,
-            )
-            self._plugin = DevicePlugin(
-                config.resources(),
-                config.resource_prefix,
-                roots.kubelet_dir,
-                log,
-                allocator,
-                way=presence.registration,
-            )
-            self.health = health or HealthKeeper()
-            nodes = DeviceNodes(roots.places.dev, roots.places.sys)
-            self._advertiser = Advertiser(
-                self._settings, self._plugin, held, log, self.health, nodes, self._recorder.on_health
-            )
-            self._summary = NodeSummary(
-                lambda: self._settings.api,
-                presence.node_name,
-                lambda: self._summarize(holders().keys()),
-                log,
-            )
-            self._reconciler = Reconciler(
-                self._attacher,
-                kubelet,
-                lambda: self._keeper.current,
-                log,
-                fallback=self._chain,
-                repair=lambda: self._settings.config.repair_drift,
-            )
-            self._server = CniServer(run_dir / SOCKET_NAME, self._serve, log=log)
-            self._status_file = StatusFile(run_dir / STATUS_FILE, self._status, log)
-            self.refusal: str | None = None  # why the config file, as it is now, is not in force
-            self._config_since = time.time()
-            self._metrics = Metrics(
-                CollectorRegistry(),
-                self._node_state(kernel, allocator),
-                ApiState(lambda: self._settings.api, self.events, self.rules.store.states),
-                RulesState(self.rules.keeper),
-                AddressState(lambda: self._settings.config.pool_networks(), roots.lease_dir),
-            )
-            self._attacher.observe_steps(self._metrics.observe_step)
-            pages = make_pages(self._metrics, self._supervisor.why_unwell, self._why_unready)
-            self.http = HttpEndpoint(presence.http, pages, log) if presence.http else None
+            self._make_devices(config, kernel, roots, presence)
+            self._make_outlook(kernel, roots, presence)
             undo.pop_all()
 
-    def _node_state(self, kernel: Kernel, allocator: Allocator) -> NodeState:
+    def _make_attaching(self, kernel: Kernel, roots: Roots, node: str) -> None:
+        """What serves CNI calls, and tells of them."""
+        self.rules = ClusterRules(kernel, node, self._supervisor, self._log, self._on_unknown)
+        plugins = PluginRunner(self._log, roots.host_root)
+        self._attacher = Attacher(
+            kernel,
+            RecordStore(roots.run_dir / ATTACHMENTS, Attachment),
+            self._locks,
+            self._pools_of,
+            self._log,
+            boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            lease_dir=roots.lease_dir,
+            plugins=plugins,
+            rules=self.rules.keeper,
+        )
+        chained = RecordStore(roots.run_dir / CHAIN, ChainRecord)
+        self._chain = FallbackChain(None, chained, self._log, plugins=plugins)
+        self._server = CniServer(roots.run_dir / SOCKET_NAME, self._serve, log=self._log)
+        self._tracer = Tracer(kernel, self.rules.keeper, self._attacher.attachments)
+        self.events = EventPoster(lambda: self._settings.api, node, self._log)
+        self._recorder = EventRecorder(
+            self.events, self._attacher.attachments_of, lambda: self._keeper.current
+        )
+
+    def _make_provisioning(self, kernel: Kernel, roots: Roots) -> None:
+        """What makes VFs."""
+        created = RecordStore(roots.run_dir / PFS, CreatedVfs)
+        provisioner = Provisioner(kernel, self._locks, created, self._log, holders=self._holders)
+        self._provisioning = Provisioning(
+            lambda inventory: pf_policies(self._settings.config, inventory),
+            self._keeper,
+            provisioner,
+            self._log,
+            self._on_provisioned,
+        )
+
+    def _make_devices(self, config: AgentConfig, kernel: Kernel, roots: Roots, presence: Presence) -> None:
+        """What offers them to the kubelet."""
+        held = self._attacher.held_vfs
+        users = Users(held, lambda: self._kubelet.holders().keys() | held())
+        self._allocator = Allocator(users, kernel.reset_function, self._log, roots.places)
+        self._plugin = DevicePlugin(
+            config.resources(),
+            config.resource_prefix,
+            roots.kubelet_dir,
+            self._log,
+            self._allocator,
+            way=presence.registration,
+        )
+        self._advertiser = Advertiser(
+            self._settings,
+            self._plugin,
+            held,
+            self._log,
+            self.health,
+            DeviceNodes(roots.places.dev, roots.places.sys),
+            self._recorder.on_health,
+        )
+
+    def _make_outlook(self, kernel: Kernel, roots: Roots, presence: Presence) -> None:
+        """What looks at all of it, and tells."""
+        self._summary = NodeSummary(
+            lambda: self._settings.api,
+            presence.node_name,
+            lambda: self._summarize(self._holders().keys()),
+            self._log,
+        )
+        self._reconciler = Reconciler(
+            self._attacher,
+            self._kubelet,
+            lambda: self._keeper.current,
+            self._log,
+            fallback=self._chain,
+            repair=lambda: self._settings.config.repair_drift,
+        )
+        self._status_file = StatusFile(roots.run_dir / STATUS_FILE, self._status, self._log)
+        self._metrics = Metrics(
+            CollectorRegistry(),
+            self._node_state(kernel),
+            ApiState(lambda: self._settings.api, self.events, self.rules.store.states),
+            RulesState(self.rules.keeper),
+            AddressState(lambda: self._settings.config.pool_networks(), roots.lease_dir),
+        )
+        self._attacher.observe_steps(self._metrics.observe_step)
+        pages = make_pages(self._metrics, self._supervisor.why_unwell, self._why_unready)
+        self.http = HttpEndpoint(presence.http, pages, self._log) if presence.http else None
+
+    def _holders(self) -> dict[PciAddress, str]:
+        return vf_holders(self._attacher.attachments(), self._kubelet)
+
+    def _node_state(self, kernel: Kernel) -> NodeState:
         """Where a scrape looks."""
         return NodeState(
             pools=lambda: self._settings.pools.look(),
@@ -234,7 +244,7 @@ class Agent:
             keeper=self._keeper,
             attacher=self._attacher,
             plugin=self._plugin,
-            allocator=allocator,
+            allocator=self._allocator,
             health=self.health,
             reconciler=self._reconciler,
             traffic=VfTraffic(kernel),
