@@ -40,7 +40,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 class RuleBook:
     """Of one snapshot. `number`: how many were read before. Thread-safe."""
 
-    def __init__(  # noqa: PLR0913 - all that follows from a snapshot
+    def __init__(
         self,
         number: int,
         cluster: Cluster,
