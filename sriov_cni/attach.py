@@ -22,6 +22,7 @@ from sriov_cni.executor import (
 from sriov_cni.ground import Ground, Rules, open_ground, opened_sandbox, wait_until
 from sriov_cni.host_link.plan import linked_of
 from sriov_cni.host_link.step import find_link_drift, make_link
+from sriov_cni.in_pod.step import missing_rules
 from sriov_cni.intent import make_intent
 from sriov_cni.ipam.config import HostLocalConf, IpamConf
 from sriov_cni.ipam.delegate import reachable, refuse_missing
@@ -247,6 +248,8 @@ class Attacher:
             standing = self._records.read(wanted.key)
             if standing is not None:
                 if (result := _replayed(standing, wanted.device, sandbox, ground)) is not None:
+                    if (missing := missing_rules(standing, ground)) is not None:
+                        missing.apply(ground)
                     return result
                 self._take_back(standing, netns_fd)
             self._refuse_owned(wanted.device, ground)

@@ -10,6 +10,7 @@ from sriov_cni.attachment import Asked, Attachment
 from sriov_cni.ground import Ground
 from sriov_cni.host_link.plan import linked_of
 from sriov_cni.host_link.step import find_link_drift
+from sriov_cni.in_pod.step import missing_rules
 from sriov_cni.ipam.config import IpamResult
 from sriov_cni.routes import plan_routes
 from sriov_cni.spec import Interface, Result
@@ -38,6 +39,8 @@ def find_drift(record: Attachment, prev: Result, ground: Ground) -> list[str]:
     problems += _link_drift(netdev, mine or made.interfaces[0], made.interfaces[0])
     if (linked := linked_of(record)) is not None:
         problems += find_link_drift(ground, linked, given_by(made))
+    if (missing := missing_rules(record, ground)) is not None:
+        problems.append(f"the rules for {missing.ruled.options.describe()} are missing")
     problems += _address_drift(prev, made, mine, ground.pod.addresses(netdev.ifindex))
     return problems + _route_drift(prev, made, record.asked, ground.pod, netdev)
 

@@ -103,6 +103,18 @@ def test_drift_is_found(attached: Attached, name: str) -> None:
     assert words in message
 
 
+def test_rules_that_somebody_removed_are_found_and_an_add_puts_them_back(world: World) -> None:
+    attached = Attached(world, {"services": "in-pod"})
+    assert attached.check() == CniReply(0, b"")
+    tables = dict(world.kernel.nft[attached.pod])
+    assert tables
+    world.kernel.nft[attached.pod].clear()
+    assert error_of(attached.check()) == (100, "the rules for services are missing")
+    assert result_of(world.call("ADD", "c1", attached.pod, attached.conf)) == attached.result
+    assert world.kernel.nft[attached.pod] == tables
+    assert attached.check() == CniReply(0, b"")
+
+
 def test_everything_that_is_wrong_is_named(attached: Attached) -> None:
     attached.change_vf(vlan=7)
     attached.change(up=False, mtu=999)

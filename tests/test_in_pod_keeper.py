@@ -2,7 +2,10 @@
 known."""
 
 import errno
+import random
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +175,80 @@ def test_a_table_that_somebody_removed_comes_back(place: Place) -> None:
     assert one.table is None, "nobody looks at every change"
     place.keeper.renew(look=True)
     assert one.endpoints_of() == {"10.56.0.7"}
+
+
+def test_a_second_put_looks_whether_the_first_still_holds(place: Place) -> None:
+    one = place.new_pod()
+    one.put()
+    place.kernel.nft[one.number].clear()
+    one.put()
+    assert one.endpoints_of() == {"10.56.0.7"}
+
+
+# -- several at once
+
+POD_NAMES, OWNERS, STEPS = "abc", 3, 60
+
+
+def test_many_at_once_end_in_the_right_tables(place: Place) -> None:
+    """Each owner has interfaces of his own in every pod, as calls for one interface come one by one; pods get
+    rules and lose them while the cluster changes and everything is renewed."""
+    pods = [place.new_pod(name) for name in POD_NAMES]
+    place.cluster.put(*(pod(name, f"10.56.0.{number}") for number, name in enumerate(POD_NAMES, 100)))
+    held: dict[tuple[str, IfName], InPod] = {}
+    stop = threading.Event()
+
+    def own(number: int) -> None:
+        luck = random.Random(number)
+        for _ in range(STEPS):
+            one, ifname = luck.choice(pods), IfName(f"net{number}")
+            if held.pop((one.name, ifname), None):
+                one.remove(ifname)
+            else:
+                options = luck.choice((SERVICES, POLICY, BOTH))
+                one.put(options, ifname)
+                held[one.name, ifname] = options
+
+    def change() -> None:
+        luck = random.Random(0)
+        while not stop.is_set():
+            place.cluster.put(endpoints("web", f"10.56.0.{luck.randrange(1, 50)}"))
+            selector = {"matchLabels": {"is": luck.choice("xy")}}
+            place.cluster.put(policy("deny", podSelector=selector, policyTypes=["Egress"]))
+            place.cluster.put(pod(luck.choice(POD_NAMES), labels={"is": luck.choice("xy")}))
+            place.keeper.mark()
+
+    def renew() -> None:
+        while not stop.is_set():
+            place.keeper.renew(look=True)
+
+    with ThreadPoolExecutor() as threads:
+        around = [threads.submit(change), threads.submit(renew), threads.submit(renew)]
+        owners = [threads.submit(own, number) for number in range(OWNERS)]
+        try:
+            for owner in owners:
+                owner.result(timeout=60)
+        finally:
+            stop.set()
+        for one in around:
+            one.result(timeout=60)
+    place.keeper.renew()
+    assert place.keeper.troubles() == {}
+    found = {one.name: one.table for one in pods}
+    assert found == {one.name: fresh_table(place, one.name, held) for one in pods}
+    for name, ifname in held:
+        next(one for one in pods if one.name == name).remove(ifname)
+    assert [one.table for one in pods] == [None] * len(pods)
+    assert place.keeper.count() == 0
+
+
+def fresh_table(place: Place, name: str, held: dict[tuple[str, IfName], InPod]) -> Table | None:
+    """What a pod with these interfaces gets that had nothing before."""
+    elsewhere = Place(cluster=place.cluster).new_pod(name)
+    for (holder, ifname), options in held.items():
+        if holder == name:
+            elsewhere.put(options, ifname)
+    return elsewhere.table
 
 
 def test_a_namespace_that_is_gone(place: Place) -> None:

@@ -129,6 +129,7 @@ class RuleKeeper:
                 raise Busy(f"{options.describe()}: in-pod: {why}; try again (unsynced: {options.unsynced})")
         with self._locked(sandbox) as rules:
             rules.interfaces[ruled.ifname] = ruled
+            self._look(rules, netns)
             self._bring_up_to_date(rules, netns, self._book_for(options))
 
     def remove(self, netns: NetnsHandle | None, sandbox: Sandbox, ifname: IfName) -> None:
@@ -201,10 +202,14 @@ class RuleKeeper:
             with opened_sandbox(self._kernel, None, rules.sandbox) as netns:
                 if netns is None:
                     return  # dying, or not to be seen from here; DEL or the reconciler comes
-                if look and TABLE not in self._kernel.nft_tables(netns):
-                    self._log.warning("somebody removed the rules of a pod", netns=rules.sandbox.path)
-                    rules.applied = None
+                if look:
+                    self._look(rules, netns)
                 self._bring_up_to_date(rules, netns, book)
+
+    def _look(self, rules: _PodRules, netns: NetnsHandle) -> None:
+        if rules.is_there and TABLE not in self._kernel.nft_tables(netns):
+            self._log.warning("somebody removed the rules of a pod", netns=rules.sandbox.path)
+            rules.applied = None
 
     def _may_renew(self, rules: _PodRules) -> bool:
         """Never by a cluster that is not known: a policy that was not heard of lets everything through."""

@@ -35,13 +35,7 @@ from vf_manager.kernel.nft import (
 
 POLICY_IFS = "policy_ifs"  # a set of the table: the interfaces of the pod that policies are for
 _NODE_ADDRESSES = "node_addresses"
-_PARTS = (
-    _NODE_ADDRESSES,
-    "peers-",
-    "sockets-",
-    "ports-",
-    "policy-",
-)  # how the names of all that is here begin
+_PARTS = (_NODE_ADDRESSES, "peers-", "sockets-", "ports-", "policy-")  # how all names here begin
 _LONGEST_NAME = 40  # the kernel takes 255 octets (NFT_NAME_MAXLEN); people read less
 
 _ACCEPT, _DROP = Verdict(VerdictKind.ACCEPT), Verdict(VerdictKind.DROP)

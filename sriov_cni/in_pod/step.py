@@ -7,6 +7,7 @@ from sriov_cni.ground import Ground
 from sriov_cni.host_link.options import HostLink
 from sriov_cni.host_link.plan import pod_link_name
 from sriov_cni.in_pod.options import Ruled
+from sriov_cni.in_pod.table import TABLE
 from vf_manager.errors import NotFound, Refused
 
 
@@ -29,6 +30,14 @@ class WriteRules(msgspec.Struct, frozen=True):
     def undo(self, ground: Ground) -> None:
         if ground.rules is not None:
             ground.rules.remove(ground.pod_netns, self.sandbox, self.ruled.ifname)
+
+
+def missing_rules(record: Attachment, ground: Ground) -> WriteRules | None:
+    """What puts them back, if an attachment that asked for rules has none any more."""
+    ruled = ruled_of(record)
+    if ruled is None or ground.pod_netns is None or TABLE in ground.kernel.nft_tables(ground.pod_netns):
+        return None
+    return WriteRules(record.sandbox, ruled)
 
 
 def ruled_of(record: Attachment) -> Ruled | None:

@@ -118,7 +118,9 @@ class Traffic:
                 self._send(NODE, f"{number}", (POD, _MARKER_PORT))
                 assert self._marked.recv(16) == f"{number}".encode()
             last = self.begun
-            self.rounds.append(Round(first, last, frozenset(map(straight, self._arrived(number)))))
+            self.rounds.append(
+                Round(first, last, frozenset(CALLS), frozenset(map(straight, self._arrived(number))))
+            )
 
     def _send(self, source: str, text: str, to: tuple[str, int]) -> None:
         with suppress(PermissionError):  # the pod's own rules have dropped it

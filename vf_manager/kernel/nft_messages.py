@@ -161,7 +161,7 @@ def _transaction(old: Table, new: Table, memo: Memo) -> Messages:
 
 
 def read_base(found: attributes.Attributes) -> Base | None:
-    """Of the kernel's answer about a chain. None: rules alone lead to it, or it is not as any of ours."""
+    """Of the kernel's answer about a chain. None: only rules lead to it, or it is not as any of ours."""
     if _CHAIN_HOOK not in found or attributes.be32(found[_CHAIN_POLICY]) != _ACCEPT:
         return None
     hook = attributes.read(found[_CHAIN_HOOK])
