@@ -15,7 +15,7 @@ import yaml
 from hw_tests.conftest import REPORT
 from hw_tests.cri.pods import NAMESPACE, SandboxPod
 from hw_tests.kustomize import MANIFESTS, Object, render
-from hw_tests.nics import Nic, as_found, wait_for_carrier
+from hw_tests.nics import Nic, as_found, ip, wait_for_carrier
 from hw_tests.node import PREFIX, pool_of, read_leases, resource_of
 from hw_tests.rig.agent_image import NAME
 from hw_tests.rig.image_disk import ARCHIVE, UPGRADE
@@ -46,6 +46,7 @@ def machine(request: pytest.FixtureRequest, two_nics: tuple[Nic, Nic]) -> Iterat
     with ExitStack() as stack:
         for nic in two_nics:
             stack.enter_context(as_found(nic))
+            ip("link", "set", nic.name, "up")  # the agent does it, and leaves it so
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=images))
         node = stack.enter_context(running_node(Path(folder), images / ARCHIVE, NAME, apart=False))
         yield node
