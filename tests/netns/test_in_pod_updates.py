@@ -194,8 +194,11 @@ class Scene:
         assert_soon(is_seen, "what was put last is in force")
 
     def done(self) -> None:
+        """And some calls were made while nothing changed."""
         self.settle()
         self.traffic.done = self.traffic.put
+        before = len(self.traffic.rounds)
+        assert_soon(lambda: len(self.traffic.rounds) > before + 2, "the traffic goes on")
 
     def rules(self) -> list[list[str]]:
         """Those of the witness follow marks."""
@@ -204,7 +207,9 @@ class Scene:
     def assert_all_well(self) -> None:
         self.traffic.stop()
         assert find_astray(self.traffic.rounds, self.updates.expect) == ([], [])
-        assert sum(r.last > r.first for r in self.traffic.rounds) > 100, "few packets met a change"
+        moving = sum(r.last > r.first for r in self.traffic.rounds)
+        assert moving > 100, "few packets met a change"
+        assert moving < len(self.traffic.rounds), "none met a state that was known"
 
 
 def know_each_other(spaces: dict[Space, str]) -> None:
