@@ -7,25 +7,13 @@ from sriov_cni.in_pod.options import IN_POD_KEYS, parse_in_pod
 from vf_manager.errors import InvalidInput
 from vf_manager.model import LinkState, Mac, VfChange, VlanProto
 
-VF_KEYS = (
-    IN_POD_KEYS
-    | HOST_LINK_KEYS
-    | frozenset(
-        {
-            *(
-                "vlan",
-                "vlanQoS",
-                "vlanProto",
-                "spoofchk",
-                "trust",
-                "link_state",
-                "min_tx_rate",
-                "max_tx_rate",
-            ),
-            *("mtu", "promisc", "allmulti"),
-        }
-    )
+_OWN_KEYS = frozenset(
+    {
+        *("vlan", "vlanQoS", "vlanProto", "spoofchk", "trust", "link_state", "min_tx_rate", "max_tx_rate"),
+        *("mtu", "promisc", "allmulti"),
+    }
 )
+VF_KEYS = _OWN_KEYS | IN_POD_KEYS | HOST_LINK_KEYS
 
 
 def parse_vf_options(top: Fields, mac: Mac | None = None) -> Asked:
