@@ -16,6 +16,7 @@ from sriov_cni.in_pod.render_policy import PolicyRenderer
 from sriov_cni.in_pod.render_services import ServiceRenderer
 from sriov_cni.in_pod.service_endpoints import Place
 from sriov_cni.in_pod.services import ServiceCompiler
+from sriov_cni.in_pod.stale_flows import udp_targets
 from sriov_cni.in_pod.table import Parts, assemble
 from vf_manager.kernel.nft import Table
 from vf_manager.model import IfName
@@ -49,6 +50,7 @@ class RuleBook:
     ) -> None:
         self.cluster = cluster
         self.services = services
+        self.udp_targets = udp_targets(services)
         self._parts = parts
         self._policies = policies
         self._renderer = renderer
