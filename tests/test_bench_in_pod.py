@@ -10,15 +10,24 @@ from itertools import pairwise
 from hw_tests.bench import markdown, pump
 from hw_tests.bench.breakdown import durations_of
 from hw_tests.bench.grids import Grid, as_markdown, as_text
-from hw_tests.bench.in_pod_cluster import HOME, Scale, attached_pod, every_object, everyones_policy, slice_of
+from hw_tests.bench.in_pod_cluster import (
+    HOME,
+    Scale,
+    attached_pod,
+    dns_slice,
+    every_object,
+    everyones_policy,
+    slice_of,
+)
 from hw_tests.bench.in_pod_floor import cluster_of
 from hw_tests.bench.in_pod_results import (
     BARE,
-    ENDPOINT,
     IN_POD,
     KINDS,
     ONE_FLOW,
     POLICY,
+    TCP_ENDPOINT,
+    UDP_ENDPOINT,
     WAYS,
     WITH,
     WITHOUT,
@@ -43,7 +52,7 @@ FOUND = InPodRules(
     delete={WITHOUT: [20.0], WITH: [21.0]},
     step_ms=[10.0],
     bare_step_ms=[8.0],
-    changes={ENDPOINT: [200.0, 210.0], POLICY: [300.0]},
+    changes={TCP_ENDPOINT: [200.0, 210.0], UDP_ENDPOINT: [400.0], POLICY: [300.0]},
     memory=AgentMemory(at_start=90.0, knowing=100.0, attached=101.0, in_the_end=102.0),
     kernel_kib_per_pod=2048.0,
     path={kind: {way: [10.0, 20.0] for way in WAYS} for kind in KINDS}
@@ -55,7 +64,7 @@ GRID = Grid("a title", ("ms", "p50"), (("one", "1.0"), ("another", "20.0")))
 def test_the_cluster_is_as_large_as_it_was_asked_to_be() -> None:
     objects = list(every_object(SCALE, "198.18.20.250"))
     count = Counter(resource for resource, _ in objects)
-    assert count["services"] == count["endpointslices"] == SCALE.services + 1
+    assert count["services"] == count["endpointslices"] == SCALE.services + 2
     assert count["networkpolicies"] == SCALE.policies
     assert count["pods"] == SCALE.pods + SCALE.attached + 2
     assert len({(resource, str(one["metadata"])) for resource, one in objects}) == len(objects)
@@ -66,7 +75,7 @@ def test_the_agent_understands_the_cluster() -> None:
     assert len(cluster.policies) == SCALE.policies
     assert cluster.node is not None
     endpoints = [one for part in cluster.slices.values() for one in part.endpoints or ()]
-    assert len(endpoints) == SCALE.services * SCALE.endpoints + 1
+    assert len(endpoints) == SCALE.services * SCALE.endpoints + 3
     compiled = PolicyCompiler(cluster).compile(cluster.pods[f"{HOME}/vf-0"])
     assert compiled.ingress
     assert compiled.egress
@@ -74,9 +83,12 @@ def test_the_agent_understands_the_cluster() -> None:
 
 
 def test_a_change_changes_one_endpoint_or_one_block() -> None:
-    slices = [slice_of(SCALE, 0, changes) for changes in range(4)]
-    addresses = [{address for one in found["endpoints"] for address in one["addresses"]} for found in slices]
-    assert [len(before - after) for before, after in pairwise(addresses)] == [1, 1, 1]
+    for slices in (
+        [slice_of(SCALE, 0, changes) for changes in range(4)],
+        [dns_slice(SCALE, changes) for changes in range(4)],
+    ):
+        pods = [{address for one in found["endpoints"] for address in one["addresses"]} for found in slices]
+        assert [len(before - after) for before, after in pairwise(pods)] == [1, 1, 1]
     blocks = [json.dumps(everyones_policy(changes)["spec"]["ingress"]) for changes in range(3)]
     assert len(set(blocks)) == 3
     assert attached_pod(0)["metadata"]["namespace"] == everyones_policy(0)["metadata"]["namespace"]
@@ -122,7 +134,7 @@ def test_the_tables_say_what_is_added() -> None:
     calls, changes, memory, *path = grids_of(FOUND)
     assert calls.title == "ADD and DEL; 11.0 ms are added to an ADD"
     assert ("of it the rules", "1", "10.0", "10.0") in calls.rows
-    assert (ENDPOINT, "2", "205", "210") in changes.rows
+    assert (TCP_ENDPOINT, "2", "205", "210") in changes.rows
     assert ("kernel, for each pod", "2.0") in memory.rows
     assert [len(grid.rows) for grid in path] == [len(WAYS)] * len(KINDS)
     assert path[0].rows[2] == (IN_POD, "5.0", "1.00", "1.00", "1.00")

@@ -21,6 +21,7 @@ from tests.cni_world import quiet_log
 from tests.fake_cluster import FakeCluster
 from tests.fake_kernel import FakeKernel
 from vf_manager.errors import Busy, KernelError, Refused
+from vf_manager.kernel.api import Flow, FlowSide
 from vf_manager.kernel.nft import Table
 from vf_manager.model import IfName
 
@@ -249,6 +250,30 @@ def fresh_table(place: Place, name: str, held: dict[tuple[str, IfName], InPod]) 
         if holder == name:
             elsewhere.put(options, ifname)
     return elsewhere.table
+
+
+def test_flows_are_looked_through_when_udp_goes_elsewhere(place: Place) -> None:
+    """Not with every change: it takes the kernel longer than the change itself."""
+    place.cluster.put(service("dns", "10.96.0.53", ports={"udp": 53}))
+    place.cluster.put(endpoints("dns", "10.56.0.8", ports={"udp": 53}))
+    one = place.new_pod()
+    one.put()
+    sent, answers = (
+        FlowSide("10.56.0.5", 40000, "10.96.0.53", 53),
+        FlowSide("10.56.0.9", 53, "10.56.0.5", 40000),
+    )
+    tracked = place.kernel.udp[one.number] = [Flow(17, sent, answers, dnat=True)]
+    place.cluster.put(endpoints("web", "10.56.0.6"))
+    place.keeper.renew()
+    assert one.endpoints_of() == {"10.56.0.6"}
+    assert len(tracked) == 1
+    place.cluster.put(endpoints("dns", "10.56.0.7", ports={"udp": 53}))
+    place.keeper.renew()
+    assert tracked == []
+    tracked.append(Flow(17, sent, answers, dnat=True))
+    place.kernel.nft[one.number].clear()
+    place.keeper.renew(look=True)
+    assert tracked == [], "while there was no table anything may have begun"
 
 
 def test_a_namespace_that_is_gone(place: Place) -> None:

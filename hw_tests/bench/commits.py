@@ -17,6 +17,7 @@ from tests.kernel_contract import Space
 from tests.netns.namespaces import entered
 
 _NETLINK_NETFILTER, _SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES = 12, 270, 1, 7
+_DISCARD = 9
 _QUIET_S = 0.3
 
 
@@ -50,17 +51,27 @@ def listening(namespaces: Iterable[Path]) -> Iterator[Commits]:
             one.close()
 
 
-def _listen(path: Path) -> socket.socket:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with entered(Space(fd, str(path))):
-            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-    finally:
-        os.close(fd)
+def say_something(namespace: Path, address: str) -> None:
+    """A datagram from there that nobody answers."""
+    with _opened(namespace, socket.AF_INET, socket.SOCK_DGRAM, 0) as one:
+        one.sendto(b"?", (address, _DISCARD))
+
+
+def _listen(namespace: Path) -> socket.socket:
+    opened = _opened(namespace, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
     opened.bind((0, 0))  # one that is not bound hears nothing
     opened.setblocking(False)
     opened.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
     return opened
+
+
+def _opened(namespace: Path, family: int, kind: int, protocol: int) -> socket.socket:
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with entered(Space(fd, str(namespace))):
+            return socket.socket(family, kind, protocol)
+    finally:
+        os.close(fd)
 
 
 def _drain(one: socket.socket) -> None:

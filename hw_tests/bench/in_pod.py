@@ -21,15 +21,16 @@ import yaml
 from hw_tests.bench import in_pod_place as place
 from hw_tests.bench.agent_process import AgentProcess, running_agent
 from hw_tests.bench.breakdown import durations_of
-from hw_tests.bench.commits import listening
+from hw_tests.bench.commits import listening, say_something
 from hw_tests.bench.contenders import Slot
 from hw_tests.bench.in_pod_api import Api, running_api
-from hw_tests.bench.in_pod_cluster import NODE_NAME, Put, Scale, everyones_policy, slice_of
+from hw_tests.bench.in_pod_cluster import NODE_NAME, Put, Scale, dns_slice, everyones_policy, slice_of
 from hw_tests.bench.in_pod_floor import time_of_rules
 from hw_tests.bench.in_pod_path import PathPlan, measure_path
 from hw_tests.bench.in_pod_results import (
-    ENDPOINT,
     POLICY,
+    TCP_ENDPOINT,
+    UDP_ENDPOINT,
     WITH,
     WITHOUT,
     AgentMemory,
@@ -93,11 +94,8 @@ def measure(scale: Scale, plan: Plan, folder: Path) -> InPodRules:
         attached = node.agent.rss_mib()
         _say(f"{plan.rounds} rounds of ADD and DEL")
         add, delete, step_ms = _rounds(node, plan.rounds)
-        _say(f"{plan.changes} changes of an endpoint, and of a policy")
-        changes = {
-            ENDPOINT: _changes(node, api, plan.changes, lambda n: ("endpointslices", slice_of(scale, 0, n))),
-            POLICY: _changes(node, api, plan.changes, lambda n: ("networkpolicies", everyones_policy(n))),
-        }
+        _say(f"{plan.changes} changes of each kind")
+        changes = _all_changes(node, api, plan.changes, scale)
         in_the_end = node.agent.rss_mib()
         bare_step_ms = time_of_rules(scale, node.coming.pod, plan.rounds)
         _say(f"{plan.path.rounds} rounds of the ways to a server")
@@ -139,9 +137,21 @@ def _rounds(node: Node, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
     return add, delete, durations_of(node.agent.events()[before:], "WriteRules")
 
 
+def _all_changes(node: Node, api: Api, count: int, scale: Scale) -> dict[str, list[float]]:
+    kinds: dict[str, Callable[[int], Put]] = {
+        TCP_ENDPOINT: lambda number: ("endpointslices", slice_of(scale, 0, number)),
+        UDP_ENDPOINT: lambda number: ("endpointslices", dns_slice(scale, number)),
+        POLICY: lambda number: ("networkpolicies", everyones_policy(number)),
+    }
+    return {kind: _changes(node, api, count, change) for kind, change in kinds.items()}
+
+
 def _changes(node: Node, api: Api, count: int, change: Callable[[int], Put]) -> list[float]:
-    """From a change at the API server until the rules of the last pod are in force, in ms."""
+    """From a change at the API server until the rules of the last pod are in force, in ms. Every pod has a
+    connection that is tracked, as pods have."""
     found = []
+    for slot in node.attached:
+        say_something(slot.pod.path, place.SERVER)
     with listening(slot.pod.path for slot in node.attached) as commits:
         for number in range(1, count + 1):
             began = api.put(change(number))

@@ -17,6 +17,7 @@ HOME = "home"  # the namespace of the pods that are attached
 _OTHERS = tuple(f"team-{number}" for number in range(1, 10))
 _NAMESPACES = (HOME, *_OTHERS)
 _APPS = 20
+_DNS = {"udp": 53}
 _FIRST_POD = IPv4Address("10.128.0.1")
 
 Put = tuple[str, Object]
@@ -41,6 +42,8 @@ def every_object(scale: Scale, server: str) -> Iterator[Put]:
     for number in range(scale.services):
         yield "services", service(f"s{number}", f"10.96.{number // 250}.{1 + number % 250}")
         yield "endpointslices", slice_of(scale, number)
+    yield "services", service("dns", "10.97.0.53", ports=_DNS)
+    yield "endpointslices", dns_slice(scale)
     yield "services", service("target", CLUSTER_IP, ports={"web": PORT})
     yield "endpointslices", endpoints("target", server, ports={"web": PORT})
     yield from (("networkpolicies", _policy(number)) for number in range(scale.policies - 1))
@@ -53,6 +56,11 @@ def slice_of(scale: Scale, number: int, changes: int = 0) -> Object:
     pods = [(first + each) % scale.pods for each in range(scale.endpoints)]
     pods[0] = (pods[0] + changes * scale.endpoints) % scale.pods
     return endpoints(f"s{number}", *(_address(pod) for pod in pods))
+
+
+def dns_slice(scale: Scale, changes: int = 0) -> Object:
+    """The same for the one service of UDP, which has two."""
+    return endpoints("dns", _address(0), _address(1 + changes % (scale.pods - 1)), ports=_DNS)
 
 
 def everyones_policy(changes: int) -> Object:

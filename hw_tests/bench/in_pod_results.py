@@ -6,7 +6,8 @@ from hw_tests.bench.in_pod_cluster import Scale
 from hw_tests.bench.results import percentile
 
 WITHOUT, WITH = "without", "with services and policy"
-ENDPOINT, POLICY = "an endpoint is another", "a policy about all of them is another"
+TCP_ENDPOINT, UDP_ENDPOINT = "an endpoint of TCP", "an endpoint of UDP: flows to it are looked for"
+POLICY = "a policy about all of them"
 
 # Ways to one server. The first two name its own address.
 BARE, RULED = "its own address, no rules in the pod", "its own address, rules in the pod"

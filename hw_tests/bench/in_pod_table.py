@@ -45,7 +45,7 @@ def _calls(one: InPodRules) -> Grid:
 
 def _changes(one: InPodRules) -> Grid:
     return Grid(
-        f"from a change at the API server to the rules of the last of {one.scale.attached} pods",
+        f"from a change at the API server until the last of {one.scale.attached} pods has it",
         ("ms", "n", "p50", "p95"),
         tuple((name, *_spread(values, 0)) for name, values in one.changes.items()),
     )

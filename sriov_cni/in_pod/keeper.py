@@ -8,7 +8,7 @@ it has.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger
 
 from sriov_cni.attachment import Attachment, Sandbox
 from sriov_cni.ground import opened_sandbox, wait_until
+from sriov_cni.in_pod.model import Frontend, Target
 from sriov_cni.in_pod.objects import Cluster, Pod
 from sriov_cni.in_pod.options import InPod, Ruled, Unsynced
 from sriov_cni.in_pod.policy_steps import table_between
@@ -62,7 +63,7 @@ class Unknown(Protocol):
 @dataclass
 class _PodRules:
     """`applied` None: it is not known what is there, if anything. `pod`: as it was known last. `book`: the
-    number of the one that `applied` is by."""
+    number of the one that `applied` is by. `flushed`: where UDP went when its flows were looked through."""
 
     sandbox: Sandbox
     guard: threading.Lock = field(default_factory=threading.Lock)
@@ -70,6 +71,7 @@ class _PodRules:
     pod: Pod | None = None
     applied: Table | None = None
     book: int = 0
+    flushed: Mapping[Frontend, Target] | None = None
     is_there: bool = False
     trouble: str = ""
 
@@ -220,12 +222,16 @@ class RuleKeeper:
         wanted = book.table_for(self._ask(rules))
         if wanted == rules.applied:
             return
-        before, rules.applied, rules.is_there = rules.applied, None, True
+        before, was_there = rules.applied, rules.is_there
+        rules.applied, rules.is_there = None, True
+        if before is None:  # an ADD comes before anything runs in the pod, and so before any flow
+            rules.flushed = None if was_there else book.udp_targets
         try:
             self._change(netns, before, wanted)
         except KernelError:
             if before is None:
                 raise
+            rules.flushed = None
             self._change(netns, None, wanted)  # what is there is not what it was
         rules.applied = wanted
         self._flush(netns, book, rules)
@@ -237,11 +243,15 @@ class RuleKeeper:
         self._kernel.apply_nft(netns, before, wanted)
 
     def _flush(self, netns: NetnsHandle, book: RuleBook, rules: _PodRules) -> None:
-        """UDP has no end of a connection: a flow to an endpoint that is gone would go on for ever."""
+        """UDP has no end of a connection: a flow to an endpoint that is gone would go on for ever. To list
+        flows takes the kernel some 10 ms, however few a pod has: it has one table for all namespaces."""
+        if rules.flushed == book.udp_targets:
+            return
         if any(ruled.options.services for ruled in rules.interfaces.values()):
             stale = stale_flows(self._kernel.udp_flows(netns), book.services)
             if stale:
                 self._kernel.delete_flows(netns, stale)
+            rules.flushed = book.udp_targets
 
     def _ask(self, rules: _PodRules) -> Ask:
         ruled = rules.interfaces.values()

@@ -17,6 +17,7 @@ from sriov_cni.in_pod.render_policy import PolicyRenderer
 from sriov_cni.in_pod.render_services import ServiceRenderer
 from sriov_cni.in_pod.service_endpoints import Place
 from sriov_cni.in_pod.services import ServiceCompiler
+from sriov_cni.in_pod.stale_flows import udp_targets
 from sriov_cni.in_pod.table import Parts, assemble
 from vf_manager.kernel.nft import Table
 from vf_manager.model import IfName
@@ -52,6 +53,7 @@ class RuleBook:
         self.number = number
         self.cluster = cluster
         self.services = services
+        self.udp_targets = udp_targets(services)
         self._parts = parts
         self._policies = policies
         self._renderer = renderer

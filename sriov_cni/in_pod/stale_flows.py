@@ -5,11 +5,16 @@ noted for as long as packets flow, and a resolver that asks again and again keep
 What is deleted here is translated anew, or rejected, with its next packet.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from sriov_cni.in_pod.model import Endpoint, Frontend, ServiceTable
+from sriov_cni.in_pod.model import Endpoint, Frontend, ServiceTable, Target
 from sriov_cni.in_pod.objects import Proto
 from vf_manager.kernel.api import Flow
+
+
+def udp_targets(table: ServiceTable) -> Mapping[Frontend, Target]:
+    """Where UDP goes. As long as that is the same, a flow that was not stale does not become it."""
+    return {frontend: target for frontend, target in table.targets.items() if frontend.proto is Proto.UDP}
 
 
 def stale_flows(flows: Iterable[Flow], table: ServiceTable) -> list[Flow]:

@@ -1,7 +1,6 @@
 """Adapter: nftables of one network namespace, one transaction at a time.
 
-Sources: net/netfilter/nfnetlink.c, nf_tables_api.c. A socket is open no longer than a call: it would keep the
-namespace from going, and its VF from coming back.
+Sources: net/netfilter/nfnetlink.c, nf_tables_api.c.
 """
 
 import errno
@@ -11,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from vf_manager.errors import KernelError
-from vf_manager.kernel import attributes, nft_messages
+from vf_manager.kernel import attributes, netfilter, nft_messages
 from vf_manager.kernel.meter import Meter
-from vf_manager.kernel.netlink import BatchRefusal, Netlink, NetlinkRefusal, open_socket, strerror_or
+from vf_manager.kernel.netlink import BatchRefusal, Netlink, NetlinkRefusal, strerror_or
 from vf_manager.kernel.netns import Netns
 from vf_manager.kernel.nft import Table
 from vf_manager.kernel.nft_messages import Found, Memo, Message, Messages, read_base
 from vf_manager.kernel.nft_sets import read_shape
 
-NETLINK_NETFILTER = 12
 _BATCH_BEGIN, _BATCH_END = 16, 17  # NFNL_MSG_BATCH_*
 _BATCH = struct.pack("!BBH", socket.AF_UNSPEC, 0, nft_messages.SUBSYSTEM)
 _NFGENMSG_SIZE = 4
@@ -81,18 +79,7 @@ class Nft:
 
 
 def inside(netns: Netns, ask: Callable[[Nft], Answer], meter: Meter) -> Answer:
-    """Asked over a socket in that namespace. To close it may take the kernel some 10 ms, after something was
-    deleted; nobody waits for that (nft_rcv_nl_event)."""
-
-    def call() -> tuple[Netlink, Answer]:
-        netlink = Netlink(open_socket(NETLINK_NETFILTER), meter)
-        try:
-            return netlink, ask(Nft(netlink))
-        except BaseException:
-            netlink.close()
-            raise
-
-    return netns.run(call, afterwards=lambda result: result[0].close())[1]
+    return netfilter.inside(netns, lambda netlink: ask(Nft(netlink)), meter)
 
 
 def apply_table(netns: Netns, before: Table | None, after: Table, memo: Memo, meter: Meter) -> None:
