@@ -5,6 +5,7 @@ import errno
 import random
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,6 +176,23 @@ def test_a_table_that_somebody_removed_comes_back(place: Place) -> None:
     place.keeper.renew()
     assert one.table is None, "nobody looks at every change"
     place.keeper.renew(look=True)
+    assert one.endpoints_of() == {"10.56.0.7"}
+
+
+def test_it_is_looked_for_while_the_cluster_changes_all_the_time(place: Place) -> None:
+    one = place.new_pod()
+    one.put()
+    place.kernel.nft[one.number].clear()
+    stop = threading.Event()
+    watching = threading.Thread(target=place.keeper.watch, args=(stop, 0.2))
+    watching.start()
+    deadline = time.monotonic() + 10
+    while one.table is None and time.monotonic() < deadline:
+        place.keeper.mark()
+        time.sleep(0.01)
+    stop.set()
+    place.keeper.mark()
+    watching.join()
     assert one.endpoints_of() == {"10.56.0.7"}
 
 

@@ -8,6 +8,7 @@ it has.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,14 +150,18 @@ class RuleKeeper:
         """The cluster may have changed."""
         self._marked.set()
 
-    def watch(self, stop: threading.Event) -> None:
-        """For a thread of its own. After `stop` is set, `mark`."""
+    def watch(self, stop: threading.Event, look_s: float = _LOOK_S) -> None:
+        """For a thread of its own. After `stop` is set, `mark`. `look_s`: how often it looks what is there,
+        however often the cluster changes."""
+        next_look = time.monotonic() + look_s
         while not stop.is_set():
-            marked = self._marked.wait(_LOOK_S)
+            self._marked.wait(max(0.0, next_look - time.monotonic()))
             if stop.wait(_COALESCE_S):
                 return
             self._marked.clear()
-            self.renew(look=not marked)
+            if look := time.monotonic() >= next_look:
+                next_look = time.monotonic() + look_s
+            self.renew(look=look)
 
     def renew(self, *, look: bool = False) -> None:
         """Bring every pod's rules up to date, past errors. `look`: put back what somebody removed, too."""

@@ -16,7 +16,15 @@ from tests.cluster_objects import pod as pod_object
 from tests.netns.conftest import assert_soon
 from tests.netns.namespaces import LinuxWorld, ip
 from tests.netns.talk import Reply, Server, ask
-from tests.netns.underlay import GATEWAY, NODE_NAME, Underlay, UnderlayPod, running_underlay
+from tests.netns.underlay import (
+    CLUSTER_NETWORK,
+    GATEWAY,
+    NODE_NAME,
+    Underlay,
+    UnderlayPod,
+    add_cluster_network,
+    running_underlay,
+)
 
 VIP = "10.96.0.10"
 NODE_ADDRESS = "10.56.0.2"
@@ -109,6 +117,21 @@ def test_egress_is_judged_after_the_service(scene: Scene, proto: str) -> None:
         assert ask(client.space, VIP, 80, proto) == Reply("web", client.address)
         assert not gets_through(client, "10.96.0.11", 80, proto)
         assert gets_through(other, VIP, 80, proto)
+
+
+def test_another_interface_of_the_pod_is_not_judged(scene: Scene) -> None:
+    """The pod's `eth0` is of a cluster network, the VF is `net1`."""
+    scene.put(DENY, pod_object("db"))
+    pod = scene.underlay.new_pod("db")
+    cluster, far = scene.underlay.world.new_space(), scene.underlay.new_host("10.56.0.9")
+    add_cluster_network(pod.space, cluster)
+    scene.underlay.attach(pod, "net1")
+    with Server(pod.space, "db", 80), Server(cluster, "cluster", 80):
+        assert ask(cluster, CLUSTER_NETWORK[1], 80).server == "db"
+        assert ask(pod.space, CLUSTER_NETWORK[0], 80) == Reply("cluster", CLUSTER_NETWORK[1])
+        assert not gets_through(pod, "10.56.0.9", 80)
+        with pytest.raises(TimeoutError):
+            ask(far, pod.address, 80, timeout_s=SHORT_S)
 
 
 def test_policies_follow_labels_and_go(scene: Scene) -> None:

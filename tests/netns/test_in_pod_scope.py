@@ -1,6 +1,7 @@
 """What services inside of pods are about and what not, and from when on, with real packets."""
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import pytest
 from tests.cluster_objects import Object, endpoints, service
 from tests.kernel_contract import Space
 from tests.netns.conftest import assert_soon
-from tests.netns.namespaces import LinuxWorld, add_veth, ip
-from tests.netns.talk import Reply, Server, ask, ask_by, socket_in
+from tests.netns.namespaces import LinuxWorld, entered, ip
+from tests.netns.talk import TIMEOUT_S, Reply, Server, ask, ask_by, socket_in
 from tests.netns.test_in_pod_policy import gets_through
 from tests.netns.test_in_pod_services import (
     FAR,
@@ -29,11 +30,10 @@ from tests.netns.test_in_pod_services import (
     running_scene,
     tables,
 )
-from tests.netns.underlay import IFNAME, NODE_NAME, RESOURCE, Underlay, UnderlayPod
+from tests.netns.underlay import CLUSTER_NETWORK, GATEWAY, IFNAME, NODE_NAME, RESOURCE, add_cluster_network
 
 OTHER_VIP = "10.96.0.11"
 HELD_S = 1.0
-CLUSTER_NETWORK = ("10.244.0.1", "10.244.0.2")
 
 
 @pytest.fixture
@@ -50,6 +50,28 @@ def test_a_service_of_ipv6_alone(scene: Scene) -> None:
     pod = scene.pod()
     assert ask(pod.space, VIP6, 80) == Reply("far2", pod.addresses_given[1])
     assert is_refused(pod, VIP6, 81, "TCP")
+
+
+def test_sctp(scene: Scene) -> None:
+    """The kernel of the tests may know the protocol for its connection tracking alone, so the first packet of
+    an association (RFC 9260 3.3.2) is written and read by hand."""
+    found, slice_ = service("sctp", VIP, ports={"sctp": 132}), endpoints("sctp", FAR[1], ports={"sctp": 3868})
+    found["spec"]["ports"][0]["protocol"] = slice_["ports"][0]["protocol"] = "SCTP"
+    scene.put(found, slice_)
+    pod = scene.pod()
+    init = struct.pack("!HHII", 5000, 132, 0, 0) + struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65536, 1, 1, 1)
+    with raw_sctp(pod.space) as client, raw_sctp(scene.hosts[1]) as server:
+        client.sendto(init, (VIP, 0))
+        packet, (source, _) = server.recvfrom(256)
+    assert source == pod.address
+    assert struct.unpack_from("!HH", packet, (packet[0] & 15) * 4) == (5000, 3868)
+
+
+def raw_sctp(space: Space) -> socket.socket:
+    with entered(space):
+        made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+    made.settimeout(TIMEOUT_S)
+    return made
 
 
 def test_endpoints_that_are_pods_of_this_node(scene: Scene) -> None:
@@ -146,9 +168,10 @@ def test_a_vf_beside_an_interface_of_the_cluster(scene: Scene) -> None:
     scene.put(service("web", VIP), endpoints("web", FAR[0]))
     scene.put(service("other", OTHER_VIP), endpoints("other", FAR[1]))
     pod, cluster = scene.underlay.new_pod("both"), scene.underlay.world.new_space()
-    _join(pod.space, cluster)
+    add_cluster_network(pod.space, cluster)
+    ip("address", "add", f"{OTHER_VIP}/32", "dev", "lo", space=cluster)
     ip("route", "add", f"{OTHER_VIP}/32", "via", CLUSTER_NETWORK[0], "dev", "eth0", space=pod.space)
-    _attach_as(scene.underlay, pod, "net1")
+    scene.underlay.attach(pod, "net1")
     with Server(cluster, "cluster", 80):
         assert ask(pod.space, VIP, 80) == Reply("far0", pod.address)
         assert ask(pod.space, OTHER_VIP, 80) == Reply("cluster", CLUSTER_NETWORK[1])
@@ -157,35 +180,22 @@ def test_a_vf_beside_an_interface_of_the_cluster(scene: Scene) -> None:
     assert '"eth0"' not in listed
 
 
-def _join(pod: Space, cluster: Space) -> None:
-    """A network beside the underlay, whose other end has the address of a service."""
-    add_veth("cluster0", "clusterpod0")
-    for name, space in (("cluster0", cluster), ("clusterpod0", pod)):
-        ip("link", "set", name, "netns", space.path, "name", "eth0")
-    for space, address in zip((cluster, pod), CLUSTER_NETWORK, strict=True):
-        ip("link", "set", "eth0", "up", space=space)
-        ip("address", "add", f"{address}/24", "dev", "eth0", space=space)
-    ip("link", "set", "lo", "up", space=cluster)
-    ip("address", "add", f"{OTHER_VIP}/32", "dev", "lo", space=cluster)
-
-
-def _attach_as(underlay: Underlay, pod: UnderlayPod, ifname: str) -> None:
-    (device,) = underlay.node.kubelet.allocate(pod.namespace, pod.name, RESOURCE).ids
-    pod.answer = underlay.node.runtime.add(pod, underlay.conf, device, ifname)
-
-
 def test_an_interface_more_and_less(scene: Scene) -> None:
     """By calls of their own; the table is that of both, and goes with the last."""
     scene.put(service("web", VIP), endpoints("web", FAR[0]))
     pod = scene.pod()
-    first = pod.address
     runtime, conf = scene.underlay.node.runtime, scene.underlay.conf
-    _attach_as(scene.underlay, pod, "net1")
-    assert ask(pod.space, VIP, 80).server == "far0"
-    runtime.call("DEL", pod, conf, "net1")
+    (device,) = scene.underlay.node.kubelet.allocate(pod.namespace, pod.name, RESOURCE).ids
+    ranges = [[{"subnet": "10.56.0.0/24", "rangeStart": "10.56.0.200"}]]
+    more = conf | {"services": "in-pod", "ipam": {"type": "host-local", "ranges": ranges}}
+    second = runtime.add(pod, more, device, "net1").address
+    ip("route", "add", f"{OTHER_VIP}/32", "via", GATEWAY[0], "dev", "net1", space=pod.space)
+    scene.put(service("other", OTHER_VIP), endpoints("other", FAR[1]))
+    eventually(pod, Reply("far1", second), OTHER_VIP)
+    runtime.delete(pod, more, device, "net1")
     assert tables(pod) == ["inet sriov_underlay"]
-    assert ask(pod.space, VIP, 80) == Reply("far0", first)
-    runtime.call("DEL", pod, conf, IFNAME)
+    assert ask(pod.space, VIP, 80) == Reply("far0", pod.address)
+    scene.underlay.detach(pod)
     assert tables(pod) == []
 
 

@@ -25,6 +25,7 @@ from vf_manager.model import Mac, PciAddress
 
 WIRE = "wire0"
 GATEWAY = ("10.56.0.1", "fd56::1")
+CLUSTER_NETWORK = ("10.244.0.1", "10.244.0.2")  # the other end, and the pod
 NODE_NAME = "node-1"
 POOL = "fast"
 RESOURCE = f"sriov-underlay.io/{POOL}"
@@ -94,11 +95,11 @@ class Underlay:
         ip("link", "set", "lo", "up", space=space)
         return UnderlayPod(name, namespace, uid or f"uid-{namespace}-{name}", space=space)
 
-    def attach(self, pod: UnderlayPod) -> UnderlayPod:
+    def attach(self, pod: UnderlayPod, ifname: str = IFNAME) -> UnderlayPod:
         """Raises CniError."""
         self.node.kubelet.allocate(pod.namespace, pod.name, RESOURCE)
         try:
-            pod.answer = self.node.runtime.call("ADD", pod, self.conf, IFNAME)
+            pod.answer = self.node.runtime.call("ADD", pod, self.conf, ifname)
         except BaseException:
             self.node.kubelet.free(pod.namespace, pod.name)
             raise
@@ -162,6 +163,16 @@ def _started(
             yield underlay
         finally:
             assert underlay.node.stop() == 0, underlay.node.log_text()
+
+
+def add_cluster_network(pod: Space, other: Space) -> None:
+    """A network of the pod beside the underlay: its `eth0`, and the other end."""
+    add_veth("cluster0", "cluster1")
+    for name, space, address in zip(("cluster0", "cluster1"), (other, pod), CLUSTER_NETWORK, strict=True):
+        ip("link", "set", name, "netns", space.path, "name", "eth0")
+        ip("link", "set", "lo", "up", space=space)
+        ip("link", "set", "eth0", "up", space=space)
+        ip("address", "add", f"{address}/24", "dev", "eth0", space=space)
 
 
 def _plug(name: str) -> None:
