@@ -125,6 +125,17 @@ def test_nothing_to_do_touches_nothing_and_asks_nobody(node: Node) -> None:
 # -- pending: what goes through by itself
 
 
+def test_a_vf_in_use_that_would_be_refused_does_not_hold_up_its_pf(node: Node) -> None:
+    """It is left alone, and with it what is refused of it."""
+    node.kernel.set_num_vfs(PF0, 2)
+    node.kernel.bind_driver(node.vf(PF0, 1), "vfio-pci")
+    node.held[node.vf(PF0, 1)] = "default/trainer"
+    node.set_pf("ens0", LinkChange(up=False))
+    wanted = wants(2, VfPolicy(first=1, last=1, driver=VFIO, mac=STABLE), adopt=False)
+    assert node.provision(wanted).steps
+    assert node.plan(wanted) == Plan()
+
+
 def test_a_change_goes_through_when_the_last_vf_is_free(node: Node) -> None:
     """The acceptance of this feature: 7 -> 5 with a VF in a pod."""
     node.provision(wants(7, all_of(7)))
