@@ -5,13 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from hw_tests.nics import PCI_DEVICES, Nic, ip, ip_json, settle, wait_for_carrier, wait_until
-
-pytest.register_assert_rewrite("tests.kernel_contract", "tests.nft_contract")
-
-from tests.kernel_contract import VfContract  # noqa: E402 - its asserts are to tell what they compared
-from tests.netns.namespaces import LinuxWorld  # noqa: E402 - imports it too
-from tests.nft_contract import NftContract  # noqa: E402
-from vf_manager.model import PciAddress  # noqa: E402
+from tests.kernel_contract import VfContract
+from tests.netns.namespaces import LinuxWorld
+from tests.nft_contract import NftContract
+from vf_manager.model import PciAddress
 
 _NETDEV_TIMEOUT_S = 20.0
 
