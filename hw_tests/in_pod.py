@@ -23,28 +23,26 @@ NAMESPACE = "rig"  # of the pods
 _NODE_NAME = "rig-node"
 _NODE_ADDRESS = "198.18.100.2"
 _SHORT_S = 0.5  # for what must not come through
-# Dropped where it is sent; no such neighbour.
-_SILENCE = (errno.EPERM, errno.EHOSTUNREACH)
+_SILENCE = (errno.EPERM, errno.EHOSTUNREACH)  # dropped where it is sent; no such neighbour
 
 
 @dataclass
-class Guest:
-    """A pod of the cluster. `address`: "" before its ADD."""
+class ClusterPod(Pod):
+    """`address`: "" before its ADD."""
 
-    pod: Pod
-    labels: dict[str, str]
+    labels: dict[str, str] = field(default_factory=dict)
     address: str = ""
 
     @property
     def space(self) -> Space:
-        return Space(-1, str(self.pod.path))
+        return Space(-1, str(self.path))
 
     def tables(self) -> list[str]:
         """As nft names them."""
         return [line.removeprefix("table ") for line in self.nft("list tables").splitlines()]
 
     def nft(self, command: str) -> str:
-        words = self.pod.command("nft", command)
+        words = self.command("nft", command)
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
     def reaches(self, address: str, port: int, proto: str) -> bool:
@@ -86,24 +84,26 @@ class Scene:
         del self._told[resource, key]
         self.api.delete(resource, key)
 
-    def guest(self, name: str, **labels: str) -> Guest:
+    def pod(self, name: str, **labels: str) -> ClusterPod:
         """Not attached yet."""
-        guest = Guest(self.stage.pod(name), labels)
-        self._tell(guest)
-        return guest
+        pod = ClusterPod(name, NAMESPACE, labels=labels)
+        pod.create()
+        self.stage.pods.append(pod)
+        self._tell(pod)
+        return pod
 
-    def attach(self, guest: Guest, nic: Nic, conf: Conf) -> Guest:
+    def attach(self, pod: ClusterPod, nic: Nic, conf: Conf) -> ClusterPod:
         """As it goes in a cluster: there is a pod, then it is attached, then its address is known."""
-        guest.address = self.stage.attach(guest.pod, conf, self.stage.allocate(guest.pod, nic)).address
-        self._tell(guest)
-        return guest
+        pod.address = self.stage.attach(pod, conf, self.stage.allocate(pod, nic)).address
+        self._tell(pod)
+        return pod
 
-    def attach_new(self, name: str, nic: Nic, conf: Conf, **labels: str) -> Guest:
-        return self.attach(self.guest(name, **labels), nic, conf)
+    def attach_new(self, name: str, nic: Nic, conf: Conf, **labels: str) -> ClusterPod:
+        return self.attach(self.pod(name, **labels), nic, conf)
 
-    def _tell(self, guest: Guest) -> None:
-        pod, ips = guest.pod, [guest.address] if guest.address else []
-        found = pod_object(pod.name, *ips, namespace=pod.namespace, node=_NODE_NAME, labels=guest.labels)
+    def _tell(self, pod: ClusterPod) -> None:
+        ips = [pod.address] if pod.address else []
+        found = pod_object(pod.name, *ips, namespace=pod.namespace, node=_NODE_NAME, labels=pod.labels)
         found["metadata"]["uid"] = pod.uid
         self.put(found)
 

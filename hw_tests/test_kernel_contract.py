@@ -5,13 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from hw_tests.nics import PCI_DEVICES, Nic, ip, ip_json, settle, wait_for_carrier, wait_until
-
-pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract", "tests.nft_contract")
-
-from tests.netns.namespaces import LinuxWorld  # noqa: E402 - its asserts are to tell what they compared
-from tests.nft_contract import NftContract  # noqa: E402 - so are its
-from tests.vf_contract import VfContract  # noqa: E402 - and its
-from vf_manager.model import PciAddress  # noqa: E402
+from tests.netns.namespaces import LinuxWorld
+from tests.nft_contract import NftContract
+from tests.vf_contract import VfContract
+from vf_manager.model import PciAddress
 
 _NETDEV_TIMEOUT_S = 20.0
 

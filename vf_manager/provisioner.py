@@ -87,7 +87,7 @@ class Provisioner:
 
     def _reconcile(self, policies: tuple[PfPolicy, ...], inventory: Inventory) -> Outcome:
         created = self._created()
-        wanted = {step.pf for step in plan(policies, inventory, {}, created).steps}
+        wanted = self._wanted(policies, inventory, created)
         again = self._failed_just_now(policies, wanted)
         with self._locked(wanted - again.keys()) as (locked, busy):
             # What was seen so far may have changed before the locks were had.
@@ -101,6 +101,19 @@ class Provisioner:
             refused=_of_kind(made, RefusalKind.REFUSED),
             failed=(*failures, *(failure for found in again.values() for failure in found)),
         )
+
+    def _wanted(
+        self, policies: tuple[PfPolicy, ...], inventory: Inventory, created: Mapping[PciAddress, int]
+    ) -> set[PciAddress]:
+        """PFs that may have steps. What is refused of a VF is not while that is in use and left alone: who has
+        which is asked only then."""
+        at_best = plan(policies, inventory, {}, created)
+        wanted = {step.pf for step in at_best.steps}
+        if at_best.refusals:
+            wanted |= {
+                s.pf for s in plan_now(policies, inventory, self._kernel, self._holders, created).steps
+            }
+        return wanted
 
     def _created(self) -> dict[PciAddress, int]:
         """Records of VFs that are gone are dropped: others may take their place."""
