@@ -115,10 +115,15 @@ def _run(place: str, parts: Sequence[str], rounds: int, out: Path) -> int:
 def _run_natively(commands: Sequence[list[str]], out: Path) -> int:
     """Each part in namespaces of its own."""
     for command in commands:
-        words = [*_ALONE, _ALONE_SCRIPT, "alone", sys.executable, *command, "--out", str(out)]
+        words = alone(*command, "--out", str(out))
         if code := subprocess.run(words, cwd=PROJECT, check=False).returncode:
             return code
     return 0
+
+
+def alone(*arguments: str) -> list[str]:
+    """A command line: Python with these, where nobody else is."""
+    return [*_ALONE, _ALONE_SCRIPT, "alone", sys.executable, *arguments]
 
 
 def _run_in_rig(commands: Sequence[list[str]], out: Path) -> int:

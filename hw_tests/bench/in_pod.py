@@ -191,7 +191,7 @@ def _plan(rounds: int) -> Plan:
     """With other rounds than usual, as many of everything."""
     if not rounds:
         return Plan()
-    path = PathPlan(rounds=min(rounds, 7), seconds=0.3, questions=500, connections=100)
+    path = PathPlan(rounds=min(rounds, 7), seconds=0.1, questions=500, connections=100)
     return Plan(rounds=rounds, changes=min(rounds, 20), path=path)
 
 
