@@ -1,4 +1,4 @@
-"""The benchmark of rules inside of pods runs, from the API server to the last packet, whatever its numbers."""
+"""A small run of the benchmark of rules inside of pods, from the API server to the last packet."""
 
 import subprocess
 from pathlib import Path
