@@ -109,6 +109,8 @@ def _run(place: str, parts: Sequence[str], rounds: int, out: Path) -> int:
     more = {"calls": of_place + of_rounds, "inventory": of_place, "restarts": of_rounds, "in-pod": of_rounds}
     due = [part for part in parts if place == "native" or part not in _NATIVE_ONLY]
     commands = [["-m", _MODULES[part], *more[part]] for part in due]
+    if not commands:
+        return 0
     return _run_natively(commands, out) if place == "native" else _run_in_rig(commands, out)
 
 
