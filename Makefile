@@ -26,7 +26,7 @@ demo: setup-rig ## the main job on an emulated SR-IOV NIC, told step by step
 rig-shell: setup-rig ## a node with SR-IOV NICs to play with; see docs/getting-started.md
 	@$(SUDO) $(PYTHON) -m hw_tests.rig shell
 
-bench: setup-rig ## how long ADD, DEL and looks take; BENCH="--only native --rounds 50" for less
+bench: setup-rig ## how long things take, see docs/benchmarks.md; BENCH="--only native --rounds 50" for less
 	@.ci/host-setup netns
 	$(SUDO) $(PYTHON) -m hw_tests.bench $(BENCH)
 

@@ -130,7 +130,7 @@ def test_a_grid_for_a_terminal_and_for_a_page() -> None:
 
 
 def test_the_tables_say_what_is_added() -> None:
-    assert "20 services of 3 endpoints, 40 policies, 400 pods, 2 of them here" in where_of(FOUND)
+    assert "20 services of 3 endpoints, 40 policies, 400 pods, and 2 with rules" in where_of(FOUND)
     calls, changes, memory, *path = grids_of(FOUND)
     assert calls.title == "ADD and DEL; 11.0 ms are added to an ADD"
     assert ("of it the rules", "1", "10.0", "10.0") in calls.rows

@@ -11,6 +11,7 @@ from tests.test_docs_links import PAGES, PROJECT
 
 _CLUSTER = "there is no API server; tests/test_manifests.py checks the objects, tests/image runs them"
 _IMAGE = "there is no registry; tests/image builds the same Containerfile and runs what comes out"
+_BENCH = "takes minutes of an idle machine; tests/netns/test_bench.py runs a small one"
 _MACHINE = "boots machines of its own, or is on real NICs; `make test-rig` is the first with all tests"
 
 NOT_RUN: Mapping[str, str] = {
@@ -27,6 +28,7 @@ NOT_RUN: Mapping[str, str] = {
 NOT_RUN_SUCH: Mapping[str, str] = {
     "python -m hw_tests.rig run ": _MACHINE,
     "python -m pytest hw_tests --rig=metal ": _MACHINE,
+    "make bench": _BENCH,
     "buildah build --timestamp ": _IMAGE,
     "kubectl kustomize manifests/overlays/default-network ": _CLUSTER,
     "kubectl --namespace sriov-underlay ": _CLUSTER,

@@ -109,16 +109,23 @@ def _run(place: str, parts: Sequence[str], rounds: int, out: Path) -> int:
     more = {"calls": of_place + of_rounds, "inventory": of_place, "restarts": of_rounds, "in-pod": of_rounds}
     due = [part for part in parts if place == "native" or part not in _NATIVE_ONLY]
     commands = [["-m", _MODULES[part], *more[part]] for part in due]
+    if not commands:
+        return 0
     return _run_natively(commands, out) if place == "native" else _run_in_rig(commands, out)
 
 
 def _run_natively(commands: Sequence[list[str]], out: Path) -> int:
     """Each part in namespaces of its own."""
     for command in commands:
-        words = [*_ALONE, _ALONE_SCRIPT, "alone", sys.executable, *command, "--out", str(out)]
+        words = alone(*command, "--out", str(out))
         if code := subprocess.run(words, cwd=PROJECT, check=False).returncode:
             return code
     return 0
+
+
+def alone(*arguments: str) -> list[str]:
+    """A command line: Python with these, where nobody else is."""
+    return [*_ALONE, _ALONE_SCRIPT, "alone", sys.executable, *arguments]
 
 
 def _run_in_rig(commands: Sequence[list[str]], out: Path) -> int:

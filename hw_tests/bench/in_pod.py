@@ -11,8 +11,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -36,7 +36,6 @@ from hw_tests.bench.in_pod_results import (
     AgentMemory,
     InPodRules,
 )
-from hw_tests.runtime import Conf
 
 _PAUSE_S = (0.02, 0.04)  # see measure.py
 _CHANGE_TIMEOUT_S = 60.0
@@ -51,71 +50,97 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Node:
-    """Its agent, and the pods: those that have rules all the time, one that comes and goes, one without."""
+    """Its agent, the API server, and the pods: those that have rules all the time, one that comes and goes,
+    one without."""
 
-    def __init__(self, agent: AgentProcess, slots: list[Slot], leases: Path) -> None:
-        self.agent = agent
+    def __init__(self, agent: AgentProcess, api: Api, slots: list[Slot], leases: Path) -> None:
+        self.agent, self.api = agent, api
         *self.attached, self.coming, self.bare = slots
         rules = {"services": "in-pod", "policy": "in-pod", "syncTimeout": 30}
         self._confs = {WITHOUT: place.conf(leases), WITH: place.conf(leases, **rules)}
 
     def add(self, slot: Slot, what: str) -> float:
         """How long it took, in ms."""
-        answer = self.agent.runtime.add(slot.pod, self._conf(what), slot.pci, place.IFNAME)
+        answer = self.agent.runtime.add(slot.pod, self._confs[what], slot.pci, place.IFNAME)
         return answer.seconds * 1000
 
     def delete(self, slot: Slot, what: str) -> float:
-        return self.agent.runtime.delete(slot.pod, self._conf(what), slot.pci, place.IFNAME).seconds * 1000
-
-    def _conf(self, what: str) -> Conf:
-        return self._confs[what]
+        answer = self.agent.runtime.delete(slot.pod, self._confs[what], slot.pci, place.IFNAME)
+        return answer.seconds * 1000
 
 
-def measure(scale: Scale, plan: Plan, folder: Path) -> InPodRules:
-    load = os.getloadavg()[0]
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """What it took that all pods have rules; see InPodRules."""
+
+    first_ms: float
+    at_start: float
+    knowing: float
+    attached: float
+    kernel_kib_per_pod: float
+
+
+@contextmanager
+def running_node(scale: Scale, folder: Path) -> Iterator[Node]:
     with ExitStack() as stack:
         slots = stack.enter_context(place.segment(folder, scale.attached + 2))
         stack.enter_context(place.server())
         _say(f"a cluster of {scale.services} services, {scale.policies} policies and {scale.pods} pods")
         api = stack.enter_context(running_api(folder, scale, place.SERVER))
-        env = {"SRIOV_BENCH_VETHS": str(place.veths_file(folder))}
-        agent = running_agent(
-            folder / "agent", _config(api), f"--node-name={NODE_NAME}", log_level="debug", env=env
-        )
-        node = Node(stack.enter_context(agent), slots, folder / "leases")
-        at_start = node.agent.rss_mib()
-        first, *others = node.attached
+        env, name = {"SRIOV_BENCH_VETHS": str(place.veths_file(folder))}, f"--node-name={NODE_NAME}"
+        agent = running_agent(folder / "agent", _config(api), name, log_level="debug", env=env)
+        yield Node(stack.enter_context(agent), api, slots, folder / "leases")
+
+
+def measure(scale: Scale, plan: Plan, folder: Path) -> InPodRules:
+    load = os.getloadavg()[0]
+    with running_node(scale, folder) as node:
         _say(f"{scale.attached} pods with rules")
-        first_ms = node.add(first, WITH)
-        knowing, kernel_before = node.agent.rss_mib(), _kernel_kib()
-        for slot in others:
-            node.add(slot, WITH)
-        kernel_kib = (_kernel_kib() - kernel_before) / max(1, len(others))
-        attached = node.agent.rss_mib()
+        attached = _attach(node)
         _say(f"{plan.rounds} rounds of ADD and DEL")
         add, delete, step_ms = _rounds(node, plan.rounds)
         _say(f"{plan.changes} changes of each kind")
-        changes = _all_changes(node, api, plan.changes, scale)
+        changes = _all_changes(node, plan.changes, scale)
         in_the_end = node.agent.rss_mib()
         bare_step_ms = time_of_rules(scale, node.coming.pod, plan.rounds)
         _say(f"{plan.path.rounds} rounds of the ways to a server")
         node.add(node.bare, WITHOUT)
         place.add_way_by_host(node.bare.pod)
-        path = measure_path(node.bare.pod, first.pod, plan.path)
+        path = measure_path(node.bare.pod, node.attached[0].pod, plan.path)
     return InPodRules(
         scale=scale,
         kernel=os.uname().release,
         cpus=os.cpu_count() or 1,
         load=load,
-        first_ms=first_ms,
+        first_ms=attached.first_ms,
         add=add,
         delete=delete,
         step_ms=step_ms,
         bare_step_ms=bare_step_ms,
         changes=changes,
-        memory=AgentMemory(at_start=at_start, knowing=knowing, attached=attached, in_the_end=in_the_end),
-        kernel_kib_per_pod=kernel_kib,
+        memory=AgentMemory(
+            at_start=attached.at_start,
+            knowing=attached.knowing,
+            attached=attached.attached,
+            in_the_end=in_the_end,
+        ),
+        kernel_kib_per_pod=attached.kernel_kib_per_pod,
         path=path,
+    )
+
+
+def _attach(node: Node) -> Attached:
+    at_start = node.agent.rss_mib()
+    first, *others = node.attached
+    first_ms = node.add(first, WITH)
+    knowing, before = node.agent.rss_mib(), _kernel_kib()
+    for slot in others:
+        node.add(slot, WITH)
+    return Attached(
+        first_ms=first_ms,
+        at_start=at_start,
+        knowing=knowing,
+        attached=node.agent.rss_mib(),
+        kernel_kib_per_pod=(_kernel_kib() - before) / max(1, len(others)),
     )
 
 
@@ -137,24 +162,25 @@ def _rounds(node: Node, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
     return add, delete, durations_of(node.agent.events()[before:], "WriteRules")
 
 
-def _all_changes(node: Node, api: Api, count: int, scale: Scale) -> dict[str, list[float]]:
+def _all_changes(node: Node, count: int, scale: Scale) -> dict[str, list[float]]:
     kinds: dict[str, Callable[[int], Put]] = {
         TCP_ENDPOINT: lambda number: ("endpointslices", slice_of(scale, 0, number)),
         UDP_ENDPOINT: lambda number: ("endpointslices", dns_slice(scale, number)),
         POLICY: lambda number: ("networkpolicies", everyones_policy(number)),
     }
-    return {kind: _changes(node, api, count, change) for kind, change in kinds.items()}
+    return {kind: _changes(node, count, change) for kind, change in kinds.items()}
 
 
-def _changes(node: Node, api: Api, count: int, change: Callable[[int], Put]) -> list[float]:
+def _changes(node: Node, count: int, change: Callable[[int], Put]) -> list[float]:
     """From a change at the API server until the rules of the last pod are in force, in ms. Every pod has a
     connection that is tracked, as pods have."""
     found = []
-    for slot in node.attached:
-        say_something(slot.pod.path, place.SERVER)
-    with listening(slot.pod.path for slot in node.attached) as commits:
+    pods = [slot.pod.path for slot in node.attached]
+    with listening(pods) as commits:
         for number in range(1, count + 1):
-            began = api.put(change(number))
+            for pod in pods:
+                say_something(pod, place.SERVER)
+            began = node.api.put(change(number))
             found.append((commits.last(_CHANGE_TIMEOUT_S) - began) * 1000)
     return found
 
@@ -191,7 +217,7 @@ def _plan(rounds: int) -> Plan:
     """With other rounds than usual, as many of everything."""
     if not rounds:
         return Plan()
-    path = PathPlan(rounds=min(rounds, 7), seconds=0.3, questions=500, connections=100)
+    path = PathPlan(rounds=min(rounds, 7), seconds=0.1, questions=500, connections=100)
     return Plan(rounds=rounds, changes=min(rounds, 20), path=path)
 
 

@@ -18,7 +18,7 @@ def where_of(one: InPodRules) -> str:
     s = one.scale
     cluster = f"{s.services} services of {s.endpoints} endpoints, {s.policies} policies, {s.pods} pods"
     machine = f"Linux {one.kernel}, {one.cpus} CPUs, load {one.load:.1f} at its start"
-    return f"in-pod: {cluster}, {s.attached} of them here; {machine}"
+    return f"in-pod: {cluster}, and {s.attached} with rules on this node; {machine}"
 
 
 def grids_of(one: InPodRules) -> list[Grid]:

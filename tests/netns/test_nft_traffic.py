@@ -40,8 +40,10 @@ from tests.nft_tables import (
     service_table,
 )
 from vf_manager.kernel.api import Flow, FlowSide
+from vf_manager.kernel.conntrack import read_flows
 from vf_manager.kernel.linux import LinuxKernel
-from vf_manager.kernel.netns import Netns
+from vf_manager.kernel.meter import Meter
+from vf_manager.kernel.netns import Netns, own
 from vf_manager.kernel.nft import (
     Chain,
     CtState,
@@ -405,11 +407,12 @@ class TestFlows:
             pod.apply(service_table({(UDP, (SERVICE[version], 1)): [at]}, version=version))
             for protocol in (TCP, UDP):
                 meets(pod.client(protocol, version), at, [pod.server(at, protocol)])
-        flows = pod.kernel.udp_flows(pod.netns)
+        flows = sorted(pod.kernel.udp_flows(pod.netns), key=lambda flow: ":" in flow.original.source)
         assert [(flow.original.destination, flow.protocol) for flow in flows] == [
             (NODES[version][0], UDP) for version in (4, 6)
         ]
         assert not any(flow.dnat or flow.snat for flow in flows)
+        assert read_flows(own(pod.netns), UDP, Meter(), few=0) == tuple(flows), "where there are many"
         pod.kernel.delete_flows(pod.netns, flows)
         assert pod.kernel.udp_flows(pod.netns) == ()
 

@@ -23,16 +23,21 @@ _ORIGINAL, _REPLY, _STATUS, _FILTER = 1, 2, 3, 25  # enum ctattr_type
 _IP, _PROTO, _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 1, 2, 3
 _ADDRESSES = {socket.AF_INET: (1, 2), socket.AF_INET6: (3, 4)}  # CTA_IP_V4_SRC, ..._DST, CTA_IP_V6_*
 _FILTER_ORIGINAL, _BY_PROTO_NUMBER = 1, 1 << 3
+_FEW = 256
 _SNAT, _DNAT = 1 << 4, 1 << 5  # IPS_SRC_NAT, IPS_DST_NAT
 
 
-def read_flows(netns: Netns, protocol: int, meter: Meter) -> tuple[Flow, ...]:
-    """Those of one protocol that has ports (IPPROTO_UDP, ...), of either family. The kernel looks through the
-    connections of all namespaces for that, which takes it some 10 ms: not if this one has none at all."""
+def read_flows(netns: Netns, protocol: int, meter: Meter, few: int = _FEW) -> tuple[Flow, ...]:
+    """Those of one protocol that has ports (IPPROTO_UDP, ...), of either family. For each list the kernel
+    looks through the connections of all namespaces, which takes it some 10 ms: not at all if this one has
+    none, and once for both families if it has so `few` that those of other protocols may come along."""
 
     def ask(netlink: Netlink) -> list[bytes]:
-        if not _count(netlink):
+        count = _count(netlink)
+        if not count:
             return []
+        if count <= few:
+            return [one for one in netlink.dump(_GET, _nfgenmsg(0)) if _protocol_of(one) == protocol]
         return [one for family in _ADDRESSES for one in netlink.dump(_GET, pack_query(family, protocol))]
 
     try:
@@ -79,6 +84,11 @@ def read_flow(message: bytes) -> Flow:
     _, reply = _read_side(message[0], found[_REPLY])
     status = attributes.be32(found[_STATUS]) if _STATUS in found else 0
     return Flow(protocol, original, reply, snat=bool(status & _SNAT), dnat=bool(status & _DNAT))
+
+
+def _protocol_of(message: bytes) -> int:
+    original = attributes.read(attributes.read(message, _NFGENMSG_SIZE)[_ORIGINAL])
+    return attributes.read(original[_PROTO])[_PROTO_NUMBER][0]
 
 
 def _read_side(family: int, attribute: bytes) -> tuple[int, FlowSide]:
