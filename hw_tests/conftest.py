@@ -16,7 +16,9 @@ from hw_tests.snapshot import Snapshot, stable_snapshot, wait_for_same
 from hw_tests.stage import Stage
 
 # Before anything imports them: their asserts are to tell what they compared.
-pytest.register_assert_rewrite("tests.kernel_contract", "tests.vf_contract", "tests.nft_contract")
+pytest.register_assert_rewrite(
+    "tests.kernel_contract", "tests.vf_contract", "tests.nft_contract", "tests.host_link_contract"
+)
 
 REPORT = pytest.StashKey[list[str]]()  # lines for the end of the run
 _NICS = pytest.StashKey[tuple[Nic, ...]]()

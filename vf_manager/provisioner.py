@@ -105,8 +105,8 @@ class Provisioner:
     def _wanted(
         self, policies: tuple[PfPolicy, ...], inventory: Inventory, created: Mapping[PciAddress, int]
     ) -> set[PciAddress]:
-        """PFs that may have steps. What is refused of a VF is not while that is in use and left alone: who has
-        which is asked only then."""
+        """PFs that may have steps. What is refused of a VF is not while that is in use and left alone: only
+        then it is asked who has which."""
         at_best = plan(policies, inventory, {}, created)
         wanted = {step.pf for step in at_best.steps}
         if at_best.refusals:
