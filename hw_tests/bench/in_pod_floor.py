@@ -20,6 +20,7 @@ from vf_manager.kernel.linux import LinuxKernel
 from vf_manager.kernel.nft import Table
 from vf_manager.model import IfName
 
+_PAUSE_S = 0.05  # the kernel frees a table by and by, on the processors that measure
 _KINDS = {
     "services": Kind.SERVICES,
     "endpointslices": Kind.SLICES,
@@ -44,6 +45,7 @@ def time_of_rules(scale: Scale, pod: Pod, rounds: int) -> list[float]:
             kernel.apply_nft(netns, None, table)
             found.append((time.perf_counter() - began) * 1000)
             kernel.delete_nft_table(netns, TABLE)
+            time.sleep(_PAUSE_S)
     return found[1:]  # the first one makes the messages
 
 
