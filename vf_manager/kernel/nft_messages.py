@@ -166,6 +166,8 @@ def read_base(found: attributes.Attributes) -> Base | None:
         return None
     hook = attributes.read(found[_CHAIN_HOOK])
     number, priority = attributes.be32(hook[_HOOK_NUMBER]), attributes.be32(hook[_HOOK_PRIORITY])
+    if number not in tuple(Hook):  # such as NF_INET_INGRESS, by somebody else
+        return None
     signed = priority - (priority >> 31 << 32)
     return Base(attributes.text(found[_CHAIN_TYPE]), Hook(number), signed)
 
