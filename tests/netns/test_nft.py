@@ -184,6 +184,8 @@ def test_more_than_fits_into_a_message(world: LinuxWorld, space: Space, pod: Net
         "add rule inet test services ip saddr { 10.0.0.1, 10.0.0.2 } drop",
         "add rule inet test services jump { accept; }",
         "add chain inet test own; add rule inet test services jump own",
+        "add chain inet test own { type filter hook ingress device lo priority 0; }",
+        "add chain inet test services { type nat hook output priority -100; policy drop; }",
         "add counter inet test own; add rule inet test services counter name own",
         "add table inet test { flags dormant; }",
         "delete element inet test endpoints { tcp . 10.96.0.1 . 80 . 0 }",
