@@ -117,6 +117,23 @@ def test_the_table_goes_with_the_last_interface(place: Place) -> None:
     one.remove(NET1)
 
 
+def test_a_table_that_could_not_be_removed_is_removed_the_next_time(place: Place) -> None:
+    one = place.new_pod()
+    one.put()
+
+    def refuse(name: str) -> None:
+        if name == "delete_nft_table":
+            raise KernelError(name, errno.ENOMEM)
+
+    place.kernel.on_change = refuse
+    with pytest.raises(KernelError):
+        one.remove()
+    place.kernel.on_change = lambda name: None
+    one.remove()
+    assert one.table is None
+    assert place.keeper.count() == 0
+
+
 def test_what_was_never_there_is_not_missed(place: Place) -> None:
     one = place.new_pod()
     place.kernel.nft[one.number] = {TABLE: Table(name=TABLE)}

@@ -138,13 +138,22 @@ class RuleKeeper:
     def remove(self, netns: NetnsHandle | None, sandbox: Sandbox, ifname: IfName) -> None:
         """The rules for one interface; with the last of a pod its table. Nothing of it may be there."""
         with self._locked(sandbox) as rules:
-            rules.interfaces.pop(ifname, None)
-            if netns is not None and rules.interfaces:
-                if self._may_renew(rules):
-                    self._bring_up_to_date(rules, netns, self._current())
-            elif netns is not None and rules.is_there:
-                self._kernel.delete_nft_table(netns, TABLE)
-                rules.is_there = False
+            gone = rules.interfaces.pop(ifname, None)
+            try:
+                if netns is not None:
+                    self._take_away(rules, netns)
+            except KernelError:
+                if gone is not None:  # for the DEL that comes again
+                    rules.interfaces[ifname] = gone
+                raise
+
+    def _take_away(self, rules: _PodRules, netns: NetnsHandle) -> None:
+        """What is for no interface any more."""
+        if not rules.interfaces and rules.is_there:
+            self._kernel.delete_nft_table(netns, TABLE)
+            rules.applied, rules.is_there = None, False
+        elif rules.interfaces and self._may_renew(rules):
+            self._bring_up_to_date(rules, netns, self._current())
 
     def mark(self) -> None:
         """The cluster may have changed."""
