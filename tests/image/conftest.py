@@ -28,9 +28,10 @@ def image(_tools: None) -> AgentImage:
     return build_agent_image()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _kept_node(image: AgentImage) -> Iterator[ClusterNode]:
-    """To give a runtime an image takes long. Not tmp_path: the path of a socket may have 107 bytes only."""
+    """To give a runtime an image takes long. Not tmp_path: the path of a socket may have 107 bytes only. The
+    thread is in a namespace without a network meanwhile, so other files of tests do not get it."""
     with tempfile.TemporaryDirectory(prefix="node-") as folder, private_host():
         ip("link", "set", "lo", "up")
         with running_node(Path(folder), image.archive, image.name) as node:
