@@ -33,6 +33,7 @@ _PREFIX = Path("/opt/sriov-underlay")
 _BRIDGE = "cni0"  # of manifests/fallback.conflist
 _CONFLIST = "10-containerd-net.conflist"
 _PLACES = {Path("/opt/cni/bin"): "bin", Path("/etc/cni/net.d"): "net.d"}
+_RUNTIME = Path("/etc/containerd/config.toml")
 _LEFT = (RUN_DIR, FOLDER, KUBELET_DIR, Path("/etc/sriov-underlay"), Path("/var/lib/cni/networks"))
 _PROGRAMS = {"sriov-agent": "node_agent.main", "sriovctl": "node_agent.cli"}
 _PROGRAM = """\
@@ -135,9 +136,16 @@ def _neighbour(nic: Nic) -> Iterator[Pod]:
 
 
 def _mount(folder: Path) -> None:
+    """The runtime's folders where they usually are, and its file that says so: Debian's names other ones."""
+    config = (folder / "config.toml").read_text()
     for place, name in _PLACES.items():
         place.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", folder / name, place], check=True)
+        config = config.replace(str(folder / name), str(place))
+    (folder / "config.toml").write_text(config)
+    _RUNTIME.parent.mkdir(exist_ok=True)
+    _RUNTIME.touch()
+    subprocess.run(["mount", "--bind", folder / "config.toml", _RUNTIME], check=True)
 
 
 def install() -> None:
@@ -159,8 +167,9 @@ def _stop_agent() -> None:
 
 
 def _clear() -> None:
-    for place in _PLACES:
-        if place.is_mount():
+    mounted = {line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()}
+    for place in (*_PLACES, _RUNTIME):
+        if str(place) in mounted:
             subprocess.run(["umount", place], check=True)
     for path in _LEFT:
         shutil.rmtree(path, ignore_errors=True)

@@ -38,7 +38,8 @@ EXECUTABLE_MISSING = Rule(
     id="executable-missing",
     severity=Severity.ERROR,
     cause="there is no {path}: no pod can be attached",
-    cure="`make install-cni`, or restart the agent's pod, which installs it",
+    cure="`make install-cni`, with `CNI_BIN=` that folder if it is not /opt/cni/bin; or restart the agent's"
+    " pod, which installs it",
 )
 EXECUTABLE_BROKEN = Rule(
     id="executable-broken",
