@@ -2,7 +2,7 @@
 
 import pytest
 
-from hw_tests.nics import Nic, ip
+from hw_tests.nics import Nic, ip, settle
 from hw_tests.node import Node
 from hw_tests.runtime import IFNAME, CniError, Pod, host_local, network
 from hw_tests.snapshot import Snapshot, wait_for_same
@@ -31,10 +31,13 @@ def swap(nic: Nic, pod: Pod) -> None:
     inside(pod, "link", "set", IFNAME, "up")
 
 
-def swap_back(nic: Nic, pod: Pod, name: str) -> None:
+def swap_back(nic: Nic, pod: Pod, name: str, vf: str) -> None:
     inside(pod, "link", "set", IFNAME, "down")
     inside(pod, "link", "set", IFNAME, "netns", "1", "name", name)
-    ip("link", "set", "stolen0", "netns", pod.netns, "name", IFNAME)
+    settle()  # udev may have renamed the one that went home
+    (stolen,) = (nic.vf_name(index) for index in range(nic.vfs_used) if nic.vf_address(index) == vf)
+    ip("link", "set", stolen, "down")
+    ip("link", "set", stolen, "netns", pod.netns, "name", IFNAME)
 
 
 # What is done with iproute2, on the host's side or the pod's, and what CHECK says of it.
@@ -90,6 +93,6 @@ def test_another_vf_in_its_place(node: Node, stage: Stage, before: Snapshot) -> 
     with pytest.raises(CniError, match=f"VF {vf} is not in the pod") as caught:
         node.runtime.call("CHECK", pod, conf | {"prevResult": result})
     assert caught.value.code == CHECK_FAILED
-    swap_back(nic, pod, name)
+    swap_back(nic, pod, name, vf)
     stage.detach(pod)
     assert wait_for_same(before, node.nics) == []

@@ -360,6 +360,21 @@ def test_the_refused_attribute_is_named_with_the_reason(change: VfChange, said: 
     assert str(caught.value).endswith("the driver igb does not support it")
 
 
+def test_a_rate_that_waits_for_the_link_of_the_pf_says_so() -> None:
+    vf = Vf()
+    pf = vf.kernel.find("ens1")
+    assert pf is not None
+    pf.netdev = msgspec.structs.replace(pf.netdev, up=False, carrier=False)
+
+    def refuse(name: str) -> None:
+        if "vf" in name:
+            raise KernelError(name, errno.EINVAL)
+
+    vf.kernel.on_change = refuse
+    with pytest.raises(KernelError, match="sets rates only while the PF's link is up, and that is down"):
+        vf.set(VfChange(min_tx_rate=0, max_tx_rate=100))
+
+
 def test_a_refusal_for_another_reason_does_not_blame_the_driver() -> None:
     vf = Vf()
     with vf.fails_at(1), pytest.raises(KernelError, match="set trust on on vf 1") as caught:

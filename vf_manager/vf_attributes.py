@@ -187,6 +187,8 @@ def _refusal(
     key = refused[0] if refused else next(iter(asked))
     driver = _pf_driver(kernel, port)
     hint = f"the driver {driver} does not support it" if key in quirk_of(driver).unsupported else ""
+    if key == "max_tx_rate" and quirk_of(driver).rates_need_link and not pf.netdev.carrier:
+        hint = f"the driver {driver} sets rates only while the PF's link is up, and that is down"
     what = f"set {key} {_word(asked[key])} on vf {port.index} of {pf.netdev.name} ({port.pci})"
     return KernelError(what, error.code, hint)
 
