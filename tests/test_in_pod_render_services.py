@@ -14,9 +14,9 @@ from sriov_cni.in_pod.service_chains import SERVICE_IFS
 from sriov_cni.in_pod.service_endpoints import Place
 from sriov_cni.in_pod.services import ServiceCompiler
 from tests.golden_files import assert_golden
+from tests.nft_text import as_text, decode_value
 from tests.service_world import DNS, HERE, WEB, clusters, compile_here, endpoint, make_service, make_slice
 from vf_manager.kernel.nft import Dnat, DnatRemembered, In, Random, Table, Verdict, VerdictMap
-from vf_manager.kernel.nft_text import as_text, decode_value
 
 Objects = tuple[dict[str, Service], dict[str, EndpointSlice]]
 DNS_PORTS = [{"name": "dns", "protocol": "UDP", "port": 5353}]

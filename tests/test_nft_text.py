@@ -5,6 +5,7 @@ from sys import byteorder
 
 import pytest
 
+from tests.nft_text import as_text, render_rule
 from vf_manager.kernel.nft import (
     Chain,
     CtState,
@@ -24,7 +25,6 @@ from vf_manager.kernel.nft import (
     VerdictMap,
     Within,
 )
-from vf_manager.kernel.nft_text import as_text, render_rule
 
 KEY = (Field.L4PROTO, Field.DADDR4, Field.DPORT)
 

@@ -1,10 +1,10 @@
 """Pure: the pods of a cluster as peers of policies: whom a selector means, by which addresses and ports."""
 
-import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+from sriov_cni.in_pod.addresses import canonical_address
 from sriov_cni.in_pod.ip_ranges import Span, find_span
 from sriov_cni.in_pod.objects import Cluster, Container, Pod, Proto
 from sriov_cni.in_pod.selectors import LabelIndex, Requirements
@@ -98,14 +98,5 @@ def _is_peer(pod: Pod) -> bool:
 
 
 def _addresses(pod: Pod) -> tuple[str, ...]:
-    return tuple(text for address in pod.status.pod_ips if (text := _canonical(address.ip)))
-
-
-def _canonical(address: str) -> str:
-    """As inet_ntop writes it; of what is no address "", since no packet can have it."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            return socket.inet_ntop(family, socket.inet_pton(family, address))
-        except OSError:
-            continue
-    return ""
+    """Without what is no address: no packet can have it."""
+    return tuple(text for address in pod.status.pod_ips if (text := canonical_address(address.ip)))
